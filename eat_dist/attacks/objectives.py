@@ -1,0 +1,78 @@
+"""What an attacker maximises, as functions of the embeddings alone (docs/evaluation.md names their use).
+
+All but :func:`batch_loss` give one value an image from that image's embedding and fixed references, so a result does
+not depend on how images are batched.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch.nn import functional
+
+from eat_dist.attacks.iterative import Objective
+
+
+def batch_loss(loss: Callable[[torch.Tensor, torch.Tensor], torch.Tensor], labels: torch.Tensor) -> Objective:
+    """The training loss itself: ``loss(embeddings [B, D], labels [B]) → scalar``, as adversarial training maximises it.
+
+    Proxy Anchor's log-sum-exp couples the images of a batch, so this objective (alone here) depends on the batch.
+    """
+    return lambda embeddings: loss(embeddings, labels)
+
+
+def displacement(clean: torch.Tensor) -> Objective:
+    """Squared distance ‖f(x̃) − f(x)‖² from the clean embeddings [B, D].
+
+    The distance itself has the same maximisers and, in L∞, the same steps; the square has a gradient everywhere.
+    At the image itself that gradient is zero, so this objective needs a random start.
+    """
+    clean = clean.detach()
+    return lambda embeddings: (embeddings - clean).square().sum(dim=1)
+
+
+def nearest_wrong_centroid(centroids: torch.Tensor, labels: torch.Tensor) -> Objective:
+    """cos to the nearest wrong centroid minus cos to the own one.
+
+    Args:
+        centroids: [C, D], of length 1 (:func:`class_centroids`).
+        labels: [B] int64, the true classes.
+    """
+    centroids = centroids.detach()
+
+    def objective(embeddings: torch.Tensor) -> torch.Tensor:
+        similarities = functional.normalize(embeddings, dim=1) @ centroids.T
+        own = similarities.gather(1, labels[:, None]).squeeze(1)
+        wrong = similarities.scatter(1, labels[:, None], float("-inf")).amax(dim=1)
+        return wrong - own
+
+    return objective
+
+
+def random_wrong_centroid(centroids: torch.Tensor, targets: torch.Tensor) -> Objective:
+    """cos to a wrong centroid drawn for each image (:func:`draw_wrong_classes`).
+
+    It scatters a class over many places. An attack that sends a whole class to the same wrong place leaves the
+    clusters whole under other names, and NMI does not notice.
+    """
+    aims = centroids.detach()[targets]
+    return lambda embeddings: (functional.normalize(embeddings, dim=1) * aims).sum(dim=1)
+
+
+def class_centroids(embeddings: torch.Tensor, labels: torch.Tensor, num_classes: int) -> torch.Tensor:
+    """[C, D] mean embedding of each class, scaled to length 1; every class must occur."""
+    sums = torch.zeros(num_classes, embeddings.shape[1], dtype=embeddings.dtype, device=embeddings.device)
+    return functional.normalize(sums.index_add_(0, labels, embeddings), dim=1)
+
+
+def draw_wrong_classes(labels: torch.Tensor, num_classes: int, generator: torch.Generator) -> torch.Tensor:
+    """[B] int64: for each label another class, uniformly; the generator and the result are on the CPU's side.
+
+    Raises:
+        ValueError: There is only one class.
+    """
+    if num_classes < 2:
+        raise ValueError(f"a wrong class needs at least two classes; got {num_classes}")
+    shift = torch.randint(1, num_classes, labels.shape, generator=generator)
+    return (labels.cpu() + shift).remainder(num_classes).to(labels.device)

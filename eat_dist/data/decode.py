@@ -1,0 +1,122 @@
+"""Bytes of an image file → one uint8 tensor, or one line that says which file is bad and why."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable, Iterable
+from typing import Literal
+
+import numpy as np
+import torch
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+from eat_dist.errors import DataError
+
+# A closed list: Pillow knows formats that start other programs (EPS) or that no image dataset uses.
+_FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF", "PPM")
+
+
+def decode_image(content: bytes, *, name: str, size: int | None, channels: Literal[1, 3]) -> torch.Tensor:
+    """Decode one image.
+
+    The EXIF orientation is applied. Transparent pixels are laid over white. 16-bit grey levels are scaled to 8 bits
+    (65535 → 255). Of an animation the first frame counts. Resizing does not keep the aspect ratio: the whole image
+    is squeezed into the square, nothing is cropped.
+
+    Args:
+        content: The file's bytes: PNG, JPEG, WebP, BMP, GIF, TIFF or PPM.
+        name: What the error message calls the image.
+        size: Side of the square it is resized to (bilinear, antialiased); None keeps height and width.
+        channels: 1 for grey, 3 for RGB.
+
+    Returns:
+        [C, H, W] uint8.
+
+    Raises:
+        DataError: It is not an image, is truncated or damaged, holds more pixels than Pillow's limit against
+            decompression bombs, or has pixel values without a known white (float, beyond 16 bits).
+    """
+    try:
+        image = Image.open(io.BytesIO(content), formats=_FORMATS)
+        image.load()
+        image = ImageOps.exif_transpose(image)
+    except UnidentifiedImageError as error:
+        reason = (
+            f"not a {', '.join(_FORMATS[:-1])} or {_FORMATS[-1]} file" if content else "the file is empty"
+        )
+        raise DataError(f"cannot decode image '{name}': {reason}") from error
+    # Pillow's decoders raise nearly anything on damaged bytes: OSError, SyntaxError, struct.error, IndexError, …
+    except Exception as error:
+        raise DataError(f"cannot decode image '{name}': {_one_line(error)}") from error
+    try:
+        image = _over_white(_to_8_bits(image)).convert("L" if channels == 1 else "RGB")
+    except ValueError as error:
+        raise DataError(f"cannot decode image '{name}': {_one_line(error)}") from error
+    return to_tensor(image, size=size)
+
+
+def decode_images(
+    names: Iterable[str],
+    read: Callable[[str], bytes],
+    *,
+    size: int | None,
+    channels: Literal[1, 3],
+    on_bad_image: Literal["error", "skip"],
+) -> tuple[dict[str, torch.Tensor], tuple[str, ...]]:
+    """Read and decode many images, in order.
+
+    Args:
+        names: Names that ``read`` understands.
+        read: The bytes of the image of that name; raises DataError where they are damaged.
+        size: As in :func:`decode_image`.
+        channels: As in :func:`decode_image`.
+        on_bad_image: ``error`` stops at the first bad image, ``skip`` leaves bad images out.
+
+    Returns:
+        The images by name, each [C, H, W] uint8, and the names of those left out.
+
+    Raises:
+        DataError: An image is bad and ``on_bad_image`` is ``error``.
+    """
+    images, skipped = {}, []
+    for name in names:
+        try:
+            images[name] = decode_image(read(name), name=name, size=size, channels=channels)
+        except DataError as error:
+            if on_bad_image == "error":
+                raise DataError(f"{error}. Replace it, or set data.on_bad_image to skip.") from error
+            skipped.append(name)
+    return images, tuple(skipped)
+
+
+def to_tensor(image: Image.Image, *, size: int | None) -> torch.Tensor:
+    """Turn an L or RGB image into [C, H, W] uint8, resized to ``size`` × ``size`` where that is given."""
+    assert image.mode in {"L", "RGB"}, image.mode
+    if size is not None and image.size != (size, size):
+        image = image.resize((size, size), Image.Resampling.BILINEAR)  # Pillow antialiases when it shrinks
+    pixels = np.array(image)  # a copy, which torch may own; asarray's is read-only
+    return torch.from_numpy(
+        pixels[None] if pixels.ndim == 2 else np.ascontiguousarray(pixels.transpose(2, 0, 1))
+    )
+
+
+def _to_8_bits(image: Image.Image) -> Image.Image:
+    """Scale 16-bit grey levels, where Pillow's own conversion clips at 255 or not, depending on its version."""
+    if image.mode != "F" and not image.mode.startswith("I"):
+        return image
+    levels = np.asarray(image)
+    # Mode I (32 bits) is also what Pillow makes of some 16-bit files, always on the scale 0 … 65535.
+    if image.mode == "F" or levels.min() < 0 or levels.max() > 65535:
+        raise ValueError("its pixel values have no known white; save it with 8 or 16 bits")
+    return Image.fromarray(((levels.astype(np.int64) * 255 + 32767) // 65535).astype(np.uint8))
+
+
+def _over_white(image: Image.Image) -> Image.Image:
+    if not image.has_transparency_data:
+        return image
+    image = image.convert("RGBA")
+    return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split()).rstrip(".") or type(error).__name__

@@ -1,0 +1,156 @@
+"""The defenses by name, what a training step works with, and what it leaves behind."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Protocol
+
+import torch
+from torch import nn
+
+from eat_dist.attacks import GradientAttack
+from eat_dist.batch import Batch
+from eat_dist.config import DefenseConfig
+from eat_dist.exchange import Exchange, Pending
+from eat_dist.losses import ProxyLoss
+from eat_dist.registry import Registry
+from eat_dist.robustness.statistics import EnsembleStatistics, MemberStatistics, Received, count_by_class, fooled
+
+
+@dataclass
+class Learner:
+    """One member as a training step sees it.
+
+    Attributes:
+        rank: The member's number.
+        model: Images in [0, 1] → embeddings; in training mode outside attacks.
+        loss: With the member's proxies.
+        attack: The configured attack.
+        exchange: The way to the other members.
+        config: β, γ, λ and the rule.
+        generator: purpose → a generator seeded for this member, iteration and purpose, on the model's device.
+        num_classes: C.
+        last_gradient_norm: Of the previous update.
+        last_waits: Seconds (coordinator, exchange) of the previous iteration.
+    """
+
+    rank: int
+    model: nn.Module
+    loss: ProxyLoss
+    attack: GradientAttack
+    exchange: Exchange
+    config: DefenseConfig
+    generator: Callable[[str], torch.Generator]
+    num_classes: int
+    last_gradient_norm: float | None = None
+    last_waits: tuple[float, float] = (0.0, 0.0)
+
+
+@dataclass
+class Waits:
+    """Seconds a step stood still."""
+
+    coordinator: float = 0.0
+    exchange: float = 0.0
+
+
+@dataclass(frozen=True)
+class StepResult:
+    """What a step leaves behind, besides the gradients in the parameters.
+
+    Attributes:
+        ensemble: The merged statistics of all members.
+        passes: Forward-backward passes over one batch that this step took.
+        waits: Where it stood still.
+    """
+
+    ensemble: EnsembleStatistics
+    passes: int
+    waits: Waits = field(default_factory=Waits)
+
+
+class Defense(Protocol):
+    """One training step: fills the gradients (which the caller has cleared) and hands in the statistics.
+
+    The caller checks the losses for NaN, then takes the optimiser's step.
+    """
+
+    def __call__(self, learner: Learner, batch: Batch, ensemble: EnsembleStatistics) -> StepResult: ...  # noqa: D102
+
+
+DEFENSES: Registry[Defense] = Registry("defense")
+
+
+def await_merged(pending: Pending, waits: Waits) -> EnsembleStatistics:
+    """Wait for the coordinator's answer and book the time."""
+    begin = time.perf_counter()
+    merged: EnsembleStatistics = pending.wait()
+    waits.coordinator += time.perf_counter() - begin
+    return merged
+
+
+@dataclass(frozen=True)
+class Measured:
+    """Own measurements still on the device, so that one copy brings all of them to the CPU.
+
+    Attributes:
+        clean_loss: Scalar.
+        adversarial_loss: Scalar.
+        similarities: [B, C] to the proxies, of the own adversarial batch.
+        labels: [B] its labels.
+        displacement: Scalar.
+    """
+
+    clean_loss: torch.Tensor | None = None
+    adversarial_loss: torch.Tensor | None = None
+    similarities: torch.Tensor | None = None
+    labels: torch.Tensor | None = None
+    displacement: torch.Tensor | None = None
+
+
+@dataclass(frozen=True)
+class MeasuredPeer:
+    """Measurements on a received batch, on the device: loss (scalar) and fooled rate (scalar)."""
+
+    sender: int
+    loss: torch.Tensor
+    fooled_rate: torch.Tensor
+
+
+def statistics_of(
+    learner: Learner, batch: Batch, ensemble: EnsembleStatistics, own: Measured, peers: list[MeasuredPeer]
+) -> MemberStatistics:
+    """Bring a step's measurements to the CPU, in one copy, as :class:`MemberStatistics`."""
+    optional = (own.clean_loss, own.adversarial_loss, own.displacement)
+    scalars = [value for value in optional if value is not None]
+    scalars += [value for peer in peers for value in (peer.loss, peer.fooled_rate)]
+    parts = [torch.stack([value.detach().float() for value in scalars])] if scalars else []
+    if own.similarities is not None and own.labels is not None:
+        parts += [fooled(own.similarities.detach(), own.labels).float(), own.labels.float()]
+    numbers = torch.cat(parts).cpu() if parts else torch.zeros(0)
+
+    values = iter(numbers[: len(scalars)].tolist())
+    clean_loss, adversarial_loss, displacement = (None if entry is None else next(values) for entry in optional)
+    received = tuple(Received(peer.sender, next(values), next(values)) for peer in peers)
+    fooled_rate = wrong = seen = None
+    if len(parts) > 1:
+        is_fooled, labels = numbers[len(scalars) :].view(2, -1).numpy()
+        fooled_rate = float(is_fooled.mean())
+        wrong, seen = count_by_class(is_fooled > 0, labels.astype("int64"), learner.num_classes)
+    return MemberStatistics(
+        member=learner.rank,
+        iteration=ensemble.iteration,
+        batch_size=len(batch.labels),
+        clean_loss=clean_loss,
+        adversarial_loss=adversarial_loss,
+        fooled_rate=fooled_rate,
+        displacement=displacement,
+        gradient_norm=learner.last_gradient_norm,
+        received=received,
+        fooled_by_class=wrong,
+        seen_by_class=seen,
+        coordinator_wait=learner.last_waits[0],
+        exchange_wait=learner.last_waits[1],
+    )

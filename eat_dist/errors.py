@@ -1,0 +1,33 @@
+"""Errors that a user can cause and mend. The command line prints them as one line and exits with code 2."""
+
+
+class EatError(Exception):
+    """Something the user gave or owns is wrong. The message is one line: what was expected, what came, what to do."""
+
+
+class ConfigError(EatError):
+    """The configuration is not valid. The message lists every fault that was found."""
+
+
+class DataError(EatError):
+    """A dataset, archive or image is missing, damaged or unusable."""
+
+
+class StorageError(EatError):
+    """A folder cannot be read or written (permissions, no space left, not there)."""
+
+
+class CheckpointError(EatError):
+    """No usable checkpoint, or one that belongs to another run."""
+
+
+class ClusterError(EatError):
+    """The cluster cannot hold what was asked for, or lost it."""
+
+
+class NonFiniteLossError(EatError):
+    """A loss became NaN or infinite; training stopped before the optimiser used it."""
+
+
+class MemberLateError(ClusterError):
+    """A member did not hand in its part of a gather in time. The message names it."""

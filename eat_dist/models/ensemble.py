@@ -1,0 +1,157 @@
+"""The ensemble at inference: members' embeddings fused into one, and its folder on disk."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from safetensors.torch import load as load_safetensors
+from safetensors.torch import save as save_safetensors
+from torch import nn
+
+from eat_dist.config import ModelConfig
+from eat_dist.errors import StorageError
+from eat_dist.models.embedder import Embedder
+from eat_dist.storage import Folder
+
+SCHEMA = 1
+
+
+class EmbeddingEnsemble(nn.Module):
+    """M embedders behind one forward pass; fusion ``concat``.
+
+    The fused embedding is the members' unit embeddings side by side, divided by √M: it has length 1, and the cosine
+    of two fused embeddings is the mean of the members' cosines, so no alignment of their spaces is needed.
+
+    Args:
+        members: Modules mapping images in [0, 1] to [B, D] of length 1.
+    """
+
+    def __init__(self, members: Sequence[nn.Module]) -> None:
+        super().__init__()
+        if not members:
+            raise ValueError("an ensemble needs at least one member; got none")
+        self.members = nn.ModuleList(members)
+
+    def member_embeddings(self, images: torch.Tensor) -> list[torch.Tensor]:
+        """M embeddings [B, D], each of length 1."""
+        return [member(images) for member in self.members]
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        """[B, C, H, W] in [0, 1] → [B, M·D] of length 1."""
+        return fuse(self.member_embeddings(images))
+
+
+def fuse(embeddings: Sequence[torch.Tensor]) -> torch.Tensor:
+    """Concatenate M unit embeddings [B, D] and scale to length 1, [B, M·D]."""
+    return torch.cat(list(embeddings), dim=1) / len(embeddings) ** 0.5
+
+
+@dataclass(frozen=True)
+class EnsembleSpec:
+    """What ``ensemble.json`` says beside the weights: enough to build the networks and to feed them.
+
+    Attributes:
+        model: The members' network.
+        image_shape: (C, H, W) of an input.
+        members: M.
+    """
+
+    model: ModelConfig
+    image_shape: tuple[int, int, int]
+    members: int
+
+    def build(self) -> EmbeddingEnsemble:
+        """An ensemble of this form with arbitrary weights."""
+        return EmbeddingEnsemble([Embedder(self.model, self.image_shape[0]) for _ in range(self.members)])
+
+
+def save_spec(folder: Folder | str | os.PathLike[str], spec: EnsembleSpec) -> None:
+    """Write ``ensemble.json``; the members write their weights themselves (:func:`save_member`)."""
+    content = {
+        "schema": SCHEMA,
+        "fusion": "concat",
+        "members": spec.members,
+        "image_shape": list(spec.image_shape),
+        "model": spec.model.model_dump(mode="json"),
+    }
+    _folder(folder).write_json("ensemble.json", content)
+
+
+def save_member(folder: Folder | str | os.PathLike[str], rank: int, member: nn.Module) -> None:
+    """Write one member's weights as safetensors."""
+    _folder(folder).write(member_file(rank), save_safetensors(cpu_state(member)))
+
+
+def save_ensemble(
+    folder: Folder | str | os.PathLike[str], ensemble: EmbeddingEnsemble, *, spec: EnsembleSpec
+) -> None:
+    """Write a whole ensemble: every member's weights, then ``ensemble.json``."""
+    for rank, member in enumerate(ensemble.members):
+        save_member(folder, rank, member)
+    save_spec(folder, spec)
+
+
+def load_spec(folder: Folder | str | os.PathLike[str]) -> EnsembleSpec:
+    """Read ``ensemble.json``.
+
+    Raises:
+        StorageError: It is missing, damaged or of another schema version.
+    """
+    opened = _folder(folder)
+    content = opened.read_json("ensemble.json")
+    try:
+        if content["schema"] != SCHEMA:
+            raise StorageError(f"'{opened}/ensemble.json' has schema {content['schema']}; this version reads {SCHEMA}")
+        channels, height, width = content["image_shape"]
+        model = ModelConfig.model_validate_json(json.dumps(content["model"]))
+        return EnsembleSpec(model, (channels, height, width), content["members"])
+    except (KeyError, TypeError, ValueError) as error:
+        raise StorageError(f"'{opened}/ensemble.json' is damaged: {' '.join(str(error).split())}") from error
+
+
+def load_ensemble(folder: Folder | str | os.PathLike[str]) -> EmbeddingEnsemble:
+    """Build the saved ensemble, in evaluation mode, on the CPU.
+
+    Raises:
+        StorageError: A file is missing, damaged, or does not fit the architecture.
+    """
+    opened = _folder(folder)
+    ensemble = load_spec(opened).build()
+    for rank, member in enumerate(ensemble.members):
+        try:
+            member.load_state_dict(load_safetensors(opened.read(member_file(rank))))
+        except StorageError:
+            raise
+        except Exception as error:  # safetensors and torch raise their own types for a damaged or foreign file
+            raise StorageError(f"'{opened}/{member_file(rank)}' does not fit: {' '.join(str(error).split())}") from error
+    return ensemble.eval()
+
+
+def weights_digest(states: Sequence[Mapping[str, torch.Tensor]]) -> str:
+    """SHA-256 over all members' weights, in rank order: two runs are the same if and only if it is the same."""
+    digest = hashlib.sha256()
+    for state in states:
+        for name in sorted(state):
+            tensor = state[name].detach().cpu().contiguous()
+            digest.update(f"{name}:{tensor.dtype}:{tuple(tensor.shape)}".encode())
+            digest.update(tensor.reshape(-1).view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
+
+
+def cpu_state(module: nn.Module) -> dict[str, torch.Tensor]:
+    """A module's state as contiguous CPU tensors."""
+    return {name: tensor.detach().cpu().contiguous() for name, tensor in module.state_dict().items()}
+
+
+def member_file(rank: int) -> str:
+    """Name of a member's weights."""
+    return f"member_{rank}.safetensors"
+
+
+def _folder(folder: Folder | str | os.PathLike[str]) -> Folder:
+    return folder if isinstance(folder, Folder) else Folder.at(folder)

@@ -1,0 +1,149 @@
+"""Folders on a local disk or in a bucket, through pyarrow filesystems, with writes that are whole or not there."""
+
+from __future__ import annotations
+
+import json
+import os
+import uuid
+from dataclasses import dataclass
+from typing import Any
+
+from pyarrow import ArrowInvalid, fs
+
+from eat_dist.errors import StorageError
+
+
+@dataclass(frozen=True)
+class Folder:
+    """A folder addressed by a path or URL (``runs/a``, ``s3://bucket/runs/a``, ``gs://…``).
+
+    A file is written under a temporary name and renamed on a local disk; object stores make an object visible only
+    once it is complete, so there it is written directly. Names may contain ``/``.
+    """
+
+    filesystem: fs.FileSystem
+    path: str
+
+    @classmethod
+    def at(cls, location: str | os.PathLike[str]) -> Folder:
+        """Open (not create) the folder at a path or URL.
+
+        Raises:
+            StorageError: The URL's scheme is unknown.
+        """
+        text = os.fspath(location)
+        if "://" not in text:
+            return cls(fs.LocalFileSystem(), os.path.abspath(os.path.expanduser(text)))
+        try:
+            filesystem, path = fs.FileSystem.from_uri(text)
+        except (ArrowInvalid, OSError) as error:
+            raise StorageError(f"cannot open '{text}': {_first_line(error)}") from error
+        return cls(filesystem, path.rstrip("/"))
+
+    @property
+    def is_local(self) -> bool:
+        """Whether the folder lies on this machine's disk."""
+        return isinstance(self.filesystem, fs.LocalFileSystem)
+
+    def __str__(self) -> str:
+        return self.path if self.is_local else f"{self.filesystem.type_name}://{self.path}"
+
+    def child(self, name: str) -> Folder:
+        """The folder ``name`` inside this one."""
+        return Folder(self.filesystem, f"{self.path}/{name}")
+
+    def file(self, name: str) -> str:
+        """The filesystem path of a file in this folder."""
+        return f"{self.path}/{name}"
+
+    def exists(self, name: str = "") -> bool:
+        """Whether the file or folder ``name`` (default: the folder itself) is there."""
+        return bool(self._info(name).type != fs.FileType.NotFound)
+
+    def names(self) -> list[str]:
+        """Sorted names of the files and folders directly inside; empty where the folder does not exist."""
+        selector = fs.FileSelector(self.path, allow_not_found=True)
+        return sorted(info.base_name for info in self.filesystem.get_file_info(selector))
+
+    def create(self) -> None:
+        """Make the folder and its parents.
+
+        Raises:
+            StorageError: It cannot be made or is not writable.
+        """
+        probe = f"{self.path}/.write-{uuid.uuid4().hex}"
+        try:
+            self.filesystem.create_dir(self.path, recursive=True)
+            with self.filesystem.open_output_stream(probe) as stream:
+                stream.write(b"ok")
+            self.filesystem.delete_file(probe)
+        except OSError as error:
+            raise StorageError(f"cannot write to '{self}': {_reason(error)}. Choose another folder.") from error
+
+    def read(self, name: str) -> bytes:
+        """The bytes of a file.
+
+        Raises:
+            StorageError: It is not there or cannot be read.
+        """
+        try:
+            with self.filesystem.open_input_stream(self.file(name)) as stream:
+                return bytes(stream.read())
+        except OSError as error:
+            raise StorageError(f"cannot read '{self}/{name}': {_reason(error)}") from error
+
+    def write(self, name: str, content: bytes) -> None:
+        """Write a file whole: a reader sees the old content or the new one, never a part.
+
+        Raises:
+            StorageError: No permission, no space left.
+        """
+        target = self.file(name)
+        written = f"{target}.{uuid.uuid4().hex[:8]}.tmp" if self.is_local else target
+        try:
+            self.filesystem.create_dir(os.path.dirname(target), recursive=True)
+            with self.filesystem.open_output_stream(written) as stream:
+                stream.write(content)
+            if self.is_local:
+                self.filesystem.move(written, target)
+        except OSError as error:
+            if self.is_local and os.path.exists(written):
+                os.unlink(written)
+            raise StorageError(f"cannot write '{self}/{name}': {_reason(error)}") from error
+
+    def read_json(self, name: str) -> Any:
+        """A JSON file's content.
+
+        Raises:
+            StorageError: Missing, unreadable or not JSON.
+        """
+        try:
+            return json.loads(self.read(name))
+        except ValueError as error:
+            raise StorageError(f"'{self}/{name}' is not valid JSON: {error}") from error
+
+    def write_json(self, name: str, content: Any) -> None:
+        """Write JSON, indented, keys in the order given. NaN is refused: JSON has none."""
+        self.write(name, (json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False) + "\n").encode())
+
+    def delete(self, name: str = "") -> None:
+        """Delete a file or a whole folder; nothing happens where it is not there."""
+        kind = self._info(name).type
+        if kind == fs.FileType.Directory:
+            self.filesystem.delete_dir(self.file(name) if name else self.path)
+        elif kind == fs.FileType.File:
+            self.filesystem.delete_file(self.file(name))
+
+    def _info(self, name: str) -> fs.FileInfo:
+        return self.filesystem.get_file_info(self.file(name) if name else self.path)
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+
+
+def _reason(error: OSError) -> str:
+    if error.errno:
+        return os.strerror(error.errno)
+    # pyarrow puts the operating system's words into the text: "… Detail: [errno 28] No space left on device".
+    return str(error).rsplit("] ", maxsplit=1)[-1].strip().splitlines()[0]
