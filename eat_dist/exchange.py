@@ -6,7 +6,8 @@ Who is behind the protocol changes no number (tests/test_parity.py).
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any, Protocol
 
 import torch
@@ -17,6 +18,7 @@ from eat_dist.robustness.statistics import EnsembleStatistics, MemberStatistics,
 from eat_dist.robustness.transfer import TransferPlan
 
 Tensors = Mapping[str, torch.Tensor]
+Models = list[tuple[nn.Module, nn.Module]]
 
 
 class Pending(Protocol):
@@ -47,8 +49,12 @@ class Exchange(Protocol):
         """Gather a small JSON-like value from every member, by rank; a barrier."""
         ...
 
-    def every_model(self, model: nn.Module, loss: nn.Module) -> list[tuple[nn.Module, nn.Module]]:
-        """All members' (model, loss), for the rule ``joint``; only where they share a process."""
+    def every_model(self, model: nn.Module, loss: nn.Module) -> AbstractContextManager[Models]:
+        """All members' (model, loss), for the rule ``joint``; only where they share a process.
+
+        One member at a time is inside, and none comes out before all have been, so nobody changes a model that
+        another still attacks.
+        """
         ...
 
 
@@ -66,7 +72,7 @@ class Board:
         self._slots: dict[tuple[str, int], dict[int, Any]] = {}
         self._reads: dict[tuple[str, int], int] = {}
         self._failure: BaseException | None = None
-        self.attack_lock = threading.Lock()
+        self.one_at_a_time = threading.Lock()
 
     def put(self, key: tuple[str, int], rank: int, value: Any) -> None:
         """Leave a value."""
@@ -151,9 +157,13 @@ class LocalExchange:
         """See :class:`Exchange`."""
         return self.board.collect(self._put(topic, value))
 
-    def every_model(self, model: nn.Module, loss: nn.Module) -> list[tuple[nn.Module, nn.Module]]:
+    @contextmanager
+    def every_model(self, model: nn.Module, loss: nn.Module) -> Iterator[Models]:
         """See :class:`Exchange`."""
-        return self.board.collect(self._put("model", (model, loss)))
+        pairs = self.board.collect(self._put("model", (model, loss)))
+        with self.board.one_at_a_time:
+            yield pairs
+        self.agree("joint attack", self.rank)
 
     def _put(self, topic: str, value: Any) -> tuple[str, int]:
         key = (topic, self._counts.get(topic, 0))

@@ -67,7 +67,8 @@ class Ball:
 
 def _lengths(vectors: torch.Tensor) -> torch.Tensor:
     """[B, 1, 1, 1] Euclidean lengths, kept away from zero."""
-    return vectors.flatten(1).norm(dim=1).clamp_min(_SMALLEST_NORM).view(-1, 1, 1, 1)
+    lengths: torch.Tensor = vectors.flatten(1).norm(dim=1)
+    return lengths.clamp_min(_SMALLEST_NORM).view(-1, 1, 1, 1)
 
 
 def _uniform(like: torch.Tensor, generator: torch.Generator) -> torch.Tensor:

@@ -19,9 +19,9 @@ _FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF", "PPM")
 def decode_image(content: bytes, *, name: str, size: int | None, channels: Literal[1, 3]) -> torch.Tensor:
     """Decode one image.
 
-    The EXIF orientation is applied. Transparent pixels are laid over white. 16-bit grey levels are scaled to 8 bits
-    (65535 → 255). Of an animation the first frame counts. Resizing does not keep the aspect ratio: the whole image
-    is squeezed into the square, nothing is cropped.
+    The EXIF orientation is applied. Transparent pixels are laid over white. 16-bit grey levels are scaled to
+    8 bits (65535 → 255). Of an animation the first frame counts. Resizing does not keep the aspect ratio: the
+    whole image is squeezed into the square, nothing is cropped.
 
     Args:
         content: The file's bytes: PNG, JPEG, WebP, BMP, GIF, TIFF or PPM.
@@ -37,15 +37,13 @@ def decode_image(content: bytes, *, name: str, size: int | None, channels: Liter
             decompression bombs, or has pixel values without a known white (float, beyond 16 bits).
     """
     try:
-        image = Image.open(io.BytesIO(content), formats=_FORMATS)
+        image: Image.Image = Image.open(io.BytesIO(content), formats=_FORMATS)
         image.load()
         image = ImageOps.exif_transpose(image)
     except UnidentifiedImageError as error:
-        reason = (
-            f"not a {', '.join(_FORMATS[:-1])} or {_FORMATS[-1]} file" if content else "the file is empty"
-        )
+        reason = f"not a {', '.join(_FORMATS[:-1])} or {_FORMATS[-1]} file" if content else "the file is empty"
         raise DataError(f"cannot decode image '{name}': {reason}") from error
-    # Pillow's decoders raise nearly anything on damaged bytes: OSError, SyntaxError, struct.error, IndexError, …
+    # Pillow's decoders raise nearly anything on damaged bytes: OSError, SyntaxError, IndexError, …
     except Exception as error:
         raise DataError(f"cannot decode image '{name}': {_one_line(error)}") from error
     try:
@@ -95,13 +93,11 @@ def to_tensor(image: Image.Image, *, size: int | None) -> torch.Tensor:
     if size is not None and image.size != (size, size):
         image = image.resize((size, size), Image.Resampling.BILINEAR)  # Pillow antialiases when it shrinks
     pixels = np.array(image)  # a copy, which torch may own; asarray's is read-only
-    return torch.from_numpy(
-        pixels[None] if pixels.ndim == 2 else np.ascontiguousarray(pixels.transpose(2, 0, 1))
-    )
+    return torch.from_numpy(pixels[None] if pixels.ndim == 2 else np.ascontiguousarray(pixels.transpose(2, 0, 1)))
 
 
 def _to_8_bits(image: Image.Image) -> Image.Image:
-    """Scale 16-bit grey levels, where Pillow's own conversion clips at 255 or not, depending on its version."""
+    """Scale 16-bit grey levels; Pillow's own conversion clips some of them at 255."""
     if image.mode != "F" and not image.mode.startswith("I"):
         return image
     levels = np.asarray(image)

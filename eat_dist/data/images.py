@@ -1,4 +1,4 @@
-"""Labelled images in memory, and the zero-shot pair of a training and a test set without a class in common."""
+"""Labelled images in memory, and the pair of a training and a test set without a class in common."""
 
 from __future__ import annotations
 
@@ -46,8 +46,9 @@ class LabelledImages:
         Args:
             images: Name → [C, H, W] uint8; their order is kept.
             class_of: The class name of the image of that name.
-            class_names: All classes, in the order that the labels count them. A class whose images are all left
-                out stays in the list, so that :func:`check` finds it instead of a class going missing unseen.
+            class_names: All classes, in the order that the labels count them. A class whose images are all
+                left out stays in the list, so that :func:`check` finds it instead of a class going missing
+                unseen.
 
         Raises:
             DataError: There are no images, or two of different shape.
@@ -90,7 +91,7 @@ class LabelledImages:
 
 @dataclass(frozen=True, eq=False)
 class ZeroShotData:
-    """What is trained on and what is tested on; no class is in both. Checked by :func:`check` when constructed.
+    """What is trained on and what is tested on; no class is in both. :func:`check` is run on it.
 
     Attributes:
         train: The training set.
@@ -113,14 +114,14 @@ def check(train: LabelledImages, test: LabelledImages, *, skipped: Sequence[str]
     """Check what retrieval on unseen classes needs.
 
     Raises:
-        DataError: A class is in both sets, a set has fewer than two classes, a class has fewer than two images, or
-            the two sets' images differ in shape.
+        DataError: A class is in both sets, a set has fewer than two classes, a class has fewer than two
+            images, or the two sets' images differ in shape.
     """
     common = sorted(set(train.class_names) & set(test.class_names))
     if common:
         raise DataError(
-            f"training and test classes must differ; {_counted(len(common), 'class')} in both, e.g. '{common[0]}'. "
-            f"Remove them from one of the sets."
+            f"training and test classes must differ; {_counted(len(common), 'class')} in both, e.g. "
+            f"'{common[0]}'. Remove them from one of the sets."
         )
     for role, images in (("training", train), ("test", test)):
         if images.num_classes < 2:
@@ -129,14 +130,10 @@ def check(train: LabelledImages, test: LabelledImages, *, skipped: Sequence[str]
             )
         for name, count in zip(images.class_names, _class_counts(images), strict=True):
             if count < 2:
-                left_out = (
-                    f" ({_counted(len(skipped), 'undecodable image')} left out of the sets)"
-                    if skipped
-                    else ""
-                )
+                left_out = f" ({_counted(len(skipped), 'undecodable image')} left out of the sets)" if skipped else ""
                 raise DataError(
-                    f"class '{name}' has {'one image' if count else 'no image'}{left_out}; a class needs at least two "
-                    f"to be retrieved. Remove it or add images."
+                    f"class '{name}' has {'one image' if count else 'no image'}{left_out}; a class needs at "
+                    f"least two to be retrieved. Remove it or add images."
                 )
     if train.images.shape[1:] != test.images.shape[1:]:
         raise DataError(

@@ -1,4 +1,4 @@
-"""Which images are drawn when: endless streams that are pure functions of a position, so resuming needs one integer."""
+"""Which images are drawn when: endless streams that are pure functions of an integer position."""
 
 from __future__ import annotations
 
@@ -25,15 +25,15 @@ class Sampler(Protocol):
         ...
 
     def batch_indices(self, position: int) -> Indices:
-        """[B] indices into the labels the sampler was made with; the same position always gives the same ones."""
+        """[B] indices into the labels it was made with; the same position always gives the same ones."""
         ...
 
 
 class ShuffleSampler:
-    """Every image once a pass, each pass in a new order; batches run on across the passes, so none is dropped.
+    """Every image once a pass, each pass in a new order; batches run on across passes, so none is dropped.
 
-    Corner cases: a set smaller than the batch repeats images within the batch. A batch that spans two passes holds
-    no image twice where :class:`_Stream` can arrange it (always from 2·batch_size − 1 images on).
+    Corner cases: a set smaller than the batch repeats images within the batch. A batch that spans two passes
+    holds no image twice where :class:`_Stream` can arrange it (always from 2·batch_size − 1 images on).
 
     Args:
         labels: [N] class of each image that may be drawn.
@@ -58,15 +58,16 @@ class ShuffleSampler:
 class ClassBalancedSampler:
     """Batches of batch_size / images_per_class classes with images_per_class images each.
 
-    Classes come from an endless stream in which every pass visits each class once, in a new order. On its visit v a
-    class gives the images v·images_per_class … of its own endless stream of permutations; since v is the pass
-    number, nothing has to be remembered. Every image of every class is drawn, and equally often within its class;
-    images of small classes are drawn more often than those of large ones, which is what balancing means.
+    Classes come from an endless stream in which every pass visits each class once, in a new order. On its
+    visit v a class gives the images v·images_per_class … of its own endless stream of permutations; since v
+    is the pass number, nothing has to be remembered. Every image of every class is drawn, and equally often
+    within its class; images of small classes are drawn more often than those of large ones, which is what
+    balancing means.
 
-    Corner cases: a class smaller than images_per_class repeats images within a batch. With fewer classes than a batch
-    holds, classes repeat within it. Otherwise a batch that spans two passes holds no class twice where
-    :class:`_Stream` can arrange it (always from twice as many classes as a batch holds on); the same is true of the
-    images of one class in a batch.
+    Corner cases: a class smaller than images_per_class repeats images within a batch. With fewer classes than
+    a batch holds, classes repeat within it. Otherwise a batch that spans two passes holds no class twice
+    where :class:`_Stream` can arrange it (always from twice as many classes as a batch holds on); the same is
+    true of the images of one class in a batch.
 
     Args:
         labels: [N] class of each image that may be drawn; not every class of the dataset has to occur.
@@ -125,12 +126,12 @@ def make_sampler(config: DataConfig, labels: npt.ArrayLike | torch.Tensor, *, se
 class _Stream:
     """An endless sequence of permutations of ``items``, read in windows of ``window`` from its start on.
 
-    Pass p is a permutation seeded by the key and p. A window that spans two passes could hold an item twice; so the
-    later pass swaps such items out of its head, for items behind the window. The last items of a pass, which the
-    next window spans, are never swapped: so pass p depends on the drawn order of pass p − 1 alone, and any position
-    can be reached at once. With n items and windows of w no window holds an item twice if n ≥ 2w − gcd(n, w): the
-    head, the tail and the earlier pass's share of the window then leave enough to swap with. Below that (w ≤ n) it
-    is made rarer; with n < w it cannot be.
+    Pass p is a permutation seeded by the key and p. A window that spans two passes could hold an item twice;
+    so the later pass swaps such items out of its head, for items behind the window. The last items of a pass,
+    which the next window spans, are never swapped: so pass p depends on the drawn order of pass p − 1 alone,
+    and any position can be reached at once. With n items and windows of w no window holds an item twice if n
+    ≥ 2w − gcd(n, w): the head, the tail and the earlier pass's share of the window then leave enough to swap
+    with. Below that (w ≤ n) it is made rarer; with n < w it cannot be.
     """
 
     def __init__(self, items: Indices, *, window: int, key: Sequence[int | str]) -> None:
@@ -163,15 +164,11 @@ class _Stream:
 
     def _arranged(self, number: int) -> Indices:
         order = self._drawn(number)
-        before = (
-            number * len(self) % self._window
-        )  # of the window over the pass's start: items of the earlier pass
+        before = number * len(self) % self._window  # of the window over the pass's start: items of the earlier pass
         if not before or len(self) < self._window:
             return order
         head = self._window - before
-        free = (
-            len(self) - (number + 1) * len(self) % self._window
-        )  # behind it: the tail that the next pass reads
+        free = len(self) - (number + 1) * len(self) % self._window  # behind it: the tail that the next pass reads
         taken = np.isin(order, self._drawn(number - 1)[-before:])
         repeated = np.flatnonzero(taken[: min(head, free)])
         others = head + np.flatnonzero(~taken[head:free])

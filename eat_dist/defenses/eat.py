@@ -41,14 +41,21 @@ def eat(learner: Learner, batch: Batch, ensemble: EnsembleStatistics) -> StepRes
     if rule.hands_over and has_peers:
         return _relayed_step(learner, batch, ensemble)
     if rule.joint and learner.exchange.size > 1:
-        adversarial, attack_passes = _joint_attack(learner, batch), learner.attack.num_steps * learner.exchange.size
+        adversarial, attack_passes = (
+            _joint_attack(learner, batch),
+            learner.attack.num_steps * learner.exchange.size,
+        )
     else:
         adversarial, attack_passes = _own_attack(learner, batch), learner.attack.num_steps
     return _transferred_step(learner, batch, ensemble, adversarial, attack_passes)
 
 
 def _transferred_step(
-    learner: Learner, batch: Batch, ensemble: EnsembleStatistics, adversarial: torch.Tensor, attack_passes: int
+    learner: Learner,
+    batch: Batch,
+    ensemble: EnsembleStatistics,
+    adversarial: torch.Tensor,
+    attack_passes: int,
 ) -> StepResult:
     """Own loss plus the losses on the peers' finished adversarial batches."""
     waits = Waits()
@@ -61,7 +68,9 @@ def _transferred_step(
     if has_peers:
         similarities = own.measured.similarities
         assert similarities is not None
-        seen_by_sender = learner.exchange.send(ensemble.plan, {"similarities": similarities}) if with_diversity else None
+        seen_by_sender = (
+            learner.exchange.send(ensemble.plan, {"similarities": similarities}) if with_diversity else None
+        )
         arrived = _await_batches(images_under_way, waits)
         senders = _await_batches(seen_by_sender, waits) if seen_by_sender else []
         peers = [_forward(learner, sender, tensors) for sender, tensors in arrived]
@@ -99,7 +108,11 @@ def _relayed_step(learner: Learner, batch: Batch, ensemble: EnsembleStatistics) 
     labels = received["labels"]
     objective = batch_loss(learner.loss, labels)
     finished = attack.advance(
-        learner.model, received["clean"], received["begun"], objective=objective, num_steps=num_steps - first_steps
+        learner.model,
+        received["clean"],
+        received["begun"],
+        objective=objective,
+        num_steps=num_steps - first_steps,
     )
     own: OwnLoss = own_loss(learner, batch, finished.images, labels, paired=False)
     assert finished.first_embeddings is not None
@@ -124,23 +137,17 @@ def _own_attack(learner: Learner, batch: Batch) -> torch.Tensor:
 
 
 def _joint_attack(learner: Learner, batch: Batch) -> torch.Tensor:
-    """Attack through every member at once: the objective is the mean of the members' losses.
+    """Attack through every member at once: the objective is the mean of the members' losses."""
+    with learner.exchange.every_model(learner.model, _module(learner.loss)) as pairs:
+        models, losses = zip(*pairs, strict=True)
 
-    The members' models are shared between threads, so one attacks at a time; nobody updates before all have attacked,
-    because the statistics are gathered in between.
-    """
-    models, losses = zip(*learner.exchange.every_model(learner.model, _module(learner.loss)), strict=True)
+        def objective(embeddings: torch.Tensor) -> torch.Tensor:
+            parts = embeddings.chunk(len(losses), dim=1)
+            return torch.stack([loss(part, batch.labels) for loss, part in zip(losses, parts, strict=True)]).mean()
 
-    def objective(embeddings: torch.Tensor) -> torch.Tensor:
-        parts = embeddings.chunk(len(losses), dim=1)
-        return torch.stack([loss(part, batch.labels) for loss, part in zip(losses, parts, strict=True)]).mean()
-
-    with learner.exchange.attack_lock:
-        adversarial = learner.attack(
+        return learner.attack(
             _SideBySide(models), batch.images, objective=objective, generator=learner.generator("attack")
         )
-    learner.exchange.agree("joint attack", learner.rank)  # all have attacked: own forward passes may begin
-    return adversarial
 
 
 class _SideBySide(nn.Module):
@@ -155,6 +162,7 @@ class _SideBySide(nn.Module):
 @dataclass(frozen=True)
 class _PeerBatch:
     measured: MeasuredPeer
+    loss: torch.Tensor
     embeddings: torch.Tensor
     similarities: torch.Tensor
     labels: torch.Tensor
@@ -163,23 +171,21 @@ class _PeerBatch:
 def _forward(learner: Learner, sender: int, tensors: Tensors) -> _PeerBatch:
     labels = tensors["labels"]
     embeddings = learner.model(tensors["images"])
+    loss = learner.loss(embeddings, labels)
     similarities = learner.loss.similarities(embeddings)
-    with torch.no_grad():
-        measured = MeasuredPeer(
-            sender, learner.loss(embeddings, labels), fooled(similarities, labels).float().mean()
-        )
-    return _PeerBatch(measured, embeddings, similarities, labels)
+    measured = MeasuredPeer(sender, loss, fooled(similarities, labels).float().mean())
+    return _PeerBatch(measured, loss, embeddings, similarities, labels)
 
 
 def _transferred_loss(learner: Learner, merged: EnsembleStatistics, peers: list[_PeerBatch]) -> torch.Tensor:
     by_class = TRANSFER_RULES[learner.config.transfer_rule].by_class
     terms = []
     for weight, peer in zip(merged.weights[learner.rank].tolist(), peers, strict=True):
-        weights = None
+        loss = peer.loss
         if by_class:
-            per_image = class_weights(merged.class_risk, peer.labels.cpu().numpy())
-            weights = torch.from_numpy(per_image).to(peer.labels.device)
-        terms.append(weight * learner.loss(peer.embeddings, peer.labels, weights=weights))
+            per_image = torch.from_numpy(class_weights(merged.class_risk, peer.labels.cpu().numpy()))
+            loss = learner.loss(peer.embeddings, peer.labels, weights=per_image.to(peer.labels.device))
+        terms.append(weight * loss)
     return torch.stack(terms).sum()
 
 
@@ -193,5 +199,3 @@ def _await_batches(pending: Pending, waits: Waits) -> list[tuple[int, Tensors]]:
 def _module(loss: object) -> nn.Module:
     assert isinstance(loss, nn.Module)
     return loss
-
-

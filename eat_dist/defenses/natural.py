@@ -3,7 +3,15 @@
 from __future__ import annotations
 
 from eat_dist.batch import Batch
-from eat_dist.defenses.table import DEFENSES, Learner, Measured, StepResult, Waits, await_merged, statistics_of
+from eat_dist.defenses.table import (
+    DEFENSES,
+    Learner,
+    Measured,
+    StepResult,
+    Waits,
+    await_merged,
+    statistics_of,
+)
 from eat_dist.robustness.statistics import EnsembleStatistics
 
 

@@ -16,7 +16,7 @@ from eat_dist.config import DefenseConfig
 from eat_dist.exchange import Exchange, Pending
 from eat_dist.losses import ProxyLoss
 from eat_dist.registry import Registry
-from eat_dist.robustness.statistics import EnsembleStatistics, MemberStatistics, Received, count_by_class, fooled
+from eat_dist.robustness.statistics import ClassCounts, EnsembleStatistics, MemberStatistics, Received, fooled
 
 
 @dataclass
@@ -31,7 +31,6 @@ class Learner:
         exchange: The way to the other members.
         config: β, γ, λ and the rule.
         generator: purpose → a generator seeded for this member, iteration and purpose, on the model's device.
-        num_classes: C.
         last_gradient_norm: Of the previous update.
         last_waits: Seconds (coordinator, exchange) of the previous iteration.
     """
@@ -43,7 +42,6 @@ class Learner:
     exchange: Exchange
     config: DefenseConfig
     generator: Callable[[str], torch.Generator]
-    num_classes: int
     last_gradient_norm: float | None = None
     last_waits: tuple[float, float] = (0.0, 0.0)
 
@@ -134,11 +132,11 @@ def statistics_of(
     values = iter(numbers[: len(scalars)].tolist())
     clean_loss, adversarial_loss, displacement = (None if entry is None else next(values) for entry in optional)
     received = tuple(Received(peer.sender, next(values), next(values)) for peer in peers)
-    fooled_rate = wrong = seen = None
+    fooled_rate = by_class = None
     if len(parts) > 1:
         is_fooled, labels = numbers[len(scalars) :].view(2, -1).numpy()
         fooled_rate = float(is_fooled.mean())
-        wrong, seen = count_by_class(is_fooled > 0, labels.astype("int64"), learner.num_classes)
+        by_class = ClassCounts.of(is_fooled > 0, labels.astype("int64"))
     return MemberStatistics(
         member=learner.rank,
         iteration=ensemble.iteration,
@@ -149,8 +147,7 @@ def statistics_of(
         displacement=displacement,
         gradient_norm=learner.last_gradient_norm,
         received=received,
-        fooled_by_class=wrong,
-        seen_by_class=seen,
+        by_class=by_class,
         coordinator_wait=learner.last_waits[0],
         exchange_wait=learner.last_waits[1],
     )

@@ -26,9 +26,7 @@ class ProxyAnchor(ProxyAnchorLoss):  # type: ignore[misc]
 
     proxies: torch.nn.Parameter
 
-    def __init__(
-        self, config: LossConfig, *, num_classes: int, embedding_dim: int, generator: torch.Generator
-    ) -> None:
+    def __init__(self, config: LossConfig, *, num_classes: int, embedding_dim: int, generator: torch.Generator) -> None:
         super().__init__(num_classes, embedding_dim, margin=config.margin, alpha=config.alpha)
         torch.nn.init.kaiming_normal_(self.proxies.data, mode="fan_out", generator=generator)
 
@@ -44,11 +42,13 @@ class ProxyAnchor(ProxyAnchorLoss):  # type: ignore[misc]
         log_weights = weights.log().unsqueeze(1)
         pull = _log_one_plus_sum(self.alpha * (self.margin - cosines) + log_weights, own)
         push = _log_one_plus_sum(self.alpha * (self.margin + cosines) + log_weights, ~own)
-        return pull.sum() / own.any(dim=0).sum() + push.sum() / self.num_classes
+        weighted: torch.Tensor = pull.sum() / own.any(dim=0).sum() + push.sum() / self.num_classes
+        return weighted
 
     def similarities(self, embeddings: torch.Tensor) -> torch.Tensor:
         """Cosine similarities to the proxies, [B, D] → [B, C]."""
-        return functional.normalize(embeddings, dim=1) @ functional.normalize(self.proxies, dim=1).T
+        cosines: torch.Tensor = functional.normalize(embeddings, dim=1) @ functional.normalize(self.proxies, dim=1).T
+        return cosines
 
 
 def _log_one_plus_sum(exponents: torch.Tensor, keep: torch.Tensor) -> torch.Tensor:

@@ -32,6 +32,8 @@ class ProxyLoss(Protocol):
 LOSSES: Registry[Callable[..., torch.nn.Module]] = Registry("loss")
 
 
-def make_loss(config: LossConfig, *, num_classes: int, embedding_dim: int, generator: torch.Generator) -> torch.nn.Module:
+def make_loss(
+    config: LossConfig, *, num_classes: int, embedding_dim: int, generator: torch.Generator
+) -> torch.nn.Module:
     """Build the configured loss with proxies drawn from ``generator``."""
     return LOSSES[config.name](config, num_classes=num_classes, embedding_dim=embedding_dim, generator=generator)

@@ -6,11 +6,11 @@ import torch
 from torch import nn
 
 from eat_dist.config import ModelConfig
-from eat_dist.models.table import BACKBONES
+from eat_dist.models.table import BACKBONES, Backbone
 
 
 @BACKBONES.register("convnet")
-class ConvNet(nn.Module):
+class ConvNet(Backbone):
     """Blocks of 3×3 convolution, BatchNorm and ReLU; all but the last halve the resolution by a stride of 2.
 
     A stride instead of pooling halves the time of a pass on a CPU: pooling would run at the finer resolution.

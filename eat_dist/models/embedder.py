@@ -9,7 +9,7 @@ from torch import nn
 from torch.nn import functional
 
 from eat_dist.config import ModelConfig
-from eat_dist.models.table import BACKBONES
+from eat_dist.models.table import BACKBONES, Backbone
 
 
 class Embedder(nn.Module):
@@ -29,8 +29,8 @@ class Embedder(nn.Module):
         super().__init__()
         self.register_buffer("mean", torch.full((1, in_channels, 1, 1), config.mean), persistent=False)
         self.register_buffer("std", torch.full((1, in_channels, 1, 1), config.std), persistent=False)
-        self.backbone = BACKBONES[config.backbone](config, in_channels)
-        self.head = nn.Linear(int(self.backbone.out_channels), config.embedding_dim)
+        self.backbone: Backbone = BACKBONES[config.backbone](config, in_channels)
+        self.head = nn.Linear(self.backbone.out_channels, config.embedding_dim)
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         """[B, C, H, W] in [0, 1] → [B, D] of length 1."""

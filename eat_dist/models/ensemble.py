@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -48,7 +49,7 @@ class EmbeddingEnsemble(nn.Module):
 
 def fuse(embeddings: Sequence[torch.Tensor]) -> torch.Tensor:
     """Concatenate M unit embeddings [B, D] and scale to length 1, [B, M·D]."""
-    return torch.cat(list(embeddings), dim=1) / len(embeddings) ** 0.5
+    return torch.cat(list(embeddings), dim=1) / math.sqrt(len(embeddings))
 
 
 @dataclass(frozen=True)
@@ -87,9 +88,7 @@ def save_member(folder: Folder | str | os.PathLike[str], rank: int, member: nn.M
     _folder(folder).write(member_file(rank), save_safetensors(cpu_state(member)))
 
 
-def save_ensemble(
-    folder: Folder | str | os.PathLike[str], ensemble: EmbeddingEnsemble, *, spec: EnsembleSpec
-) -> None:
+def save_ensemble(folder: Folder | str | os.PathLike[str], ensemble: EmbeddingEnsemble, *, spec: EnsembleSpec) -> None:
     """Write a whole ensemble: every member's weights, then ``ensemble.json``."""
     for rank, member in enumerate(ensemble.members):
         save_member(folder, rank, member)
@@ -128,7 +127,9 @@ def load_ensemble(folder: Folder | str | os.PathLike[str]) -> EmbeddingEnsemble:
         except StorageError:
             raise
         except Exception as error:  # safetensors and torch raise their own types for a damaged or foreign file
-            raise StorageError(f"'{opened}/{member_file(rank)}' does not fit: {' '.join(str(error).split())}") from error
+            raise StorageError(
+                f"'{opened}/{member_file(rank)}' does not fit: {' '.join(str(error).split())}"
+            ) from error
     return ensemble.eval()
 
 

@@ -6,9 +6,7 @@ import torch
 from torch.nn import functional
 
 
-def wrong_class_alignment(
-    own: torch.Tensor, senders: torch.Tensor, labels: torch.Tensor
-) -> torch.Tensor:
+def wrong_class_alignment(own: torch.Tensor, senders: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
     """D_i: mean squared cosine between two members' centred similarities to the wrong classes' proxies.
 
     Class order is shared, so no alignment of the embedding spaces is needed. 0: unrelated; 1: wrong in the same (or
@@ -26,9 +24,7 @@ def wrong_class_alignment(
     if own.shape[1] < 3:
         return own.sum() * 0
     keep = ~functional.one_hot(labels, own.shape[1]).bool()
-    return (
-        functional.cosine_similarity(_centred(own, keep), _centred(senders.detach(), keep), dim=1).square().mean()
-    )
+    return functional.cosine_similarity(_centred(own, keep), _centred(senders.detach(), keep), dim=1).square().mean()
 
 
 def _centred(similarities: torch.Tensor, keep: torch.Tensor) -> torch.Tensor:

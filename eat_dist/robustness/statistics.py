@@ -30,8 +30,30 @@ class Received:
 
 
 @dataclass(frozen=True)
+class ClassCounts:
+    """Images of a batch by class; sparse, so its size does not grow with C.
+
+    Attributes:
+        classes: [U] int64, the classes that occur, ascending.
+        fooled: [U] int64, images of each whose nearest proxy is another class's.
+        seen: [U] int64, images of each.
+    """
+
+    classes: npt.NDArray[np.int64]
+    fooled: npt.NDArray[np.int64]
+    seen: npt.NDArray[np.int64]
+
+    @classmethod
+    def of(cls, is_fooled: npt.NDArray[np.bool_], labels: npt.NDArray[np.int64]) -> ClassCounts:
+        """Count a batch: is_fooled [B], labels [B]."""
+        classes, position = np.unique(labels, return_inverse=True)
+        wrong = np.bincount(position[is_fooled], minlength=len(classes))
+        return cls(classes, wrong.astype(np.int64), np.bincount(position).astype(np.int64))
+
+
+@dataclass(frozen=True)
 class MemberStatistics:
-    """One member's measurements of one iteration; below 10 kB for a few hundred classes.
+    """One member's measurements of one iteration; below 10 kB, whatever the number of classes.
 
     None means: not measured by this defense (a natural member has no adversarial images). Rates lie in [0, 1].
 
@@ -46,8 +68,7 @@ class MemberStatistics:
         gradient_norm: L2 norm of all gradients at the previous update (this one's is not known before the backward
             pass that hides the hand-over).
         received: One entry a received batch.
-        fooled_by_class: [C] int64, fooled images of each class in the own adversarial batch.
-        seen_by_class: [C] int64, images of each class in it.
+        by_class: Counts of the own adversarial batch, for its classes alone.
         coordinator_wait: Seconds the previous iteration stood still for the merged statistics.
         exchange_wait: Seconds it stood still for peers' batches.
     """
@@ -61,8 +82,7 @@ class MemberStatistics:
     displacement: float | None = None
     gradient_norm: float | None = None
     received: tuple[Received, ...] = ()
-    fooled_by_class: npt.NDArray[np.int64] | None = None
-    seen_by_class: npt.NDArray[np.int64] | None = None
+    by_class: ClassCounts | None = None
     coordinator_wait: float = 0.0
     exchange_wait: float = 0.0
 
@@ -164,9 +184,7 @@ class EnsembleStatistics:
         )
 
 
-def merge(
-    previous: EnsembleStatistics, gathered: Sequence[MemberStatistics], *, policy: Policy
-) -> EnsembleStatistics:
+def merge(previous: EnsembleStatistics, gathered: Sequence[MemberStatistics], *, policy: Policy) -> EnsembleStatistics:
     """The coordinator's work of one iteration: a pure function, so any process may do it with the same result.
 
     Args:
@@ -190,7 +208,7 @@ def merge(
     losses = [np.array([peer.loss for peer in entry.received], np.float32) for entry in members]
     return EnsembleStatistics(
         iteration=previous.iteration + 1,
-        members=members,
+        members=tuple(replace(entry, by_class=None) for entry in members),  # merged into class_risk
         transfer_matrix=matrix,
         class_risk=_merged_risk(previous.class_risk, members, policy.momentum),
         weights=tuple(rule.weights(entry, policy.temperature) for entry in losses),
@@ -203,22 +221,13 @@ def fooled(similarities: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
     return similarities.argmax(dim=1) != labels
 
 
-def count_by_class(
-    is_fooled: npt.NDArray[np.bool_], labels: npt.NDArray[np.int64], num_classes: int
-) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
-    """([C] fooled, [C] seen) images of each class."""
-    return (
-        np.bincount(labels[is_fooled], minlength=num_classes).astype(np.int64),
-        np.bincount(labels, minlength=num_classes).astype(np.int64),
-    )
-
-
 def _merged_risk(risk: FloatArray, members: Sequence[MemberStatistics], momentum: float) -> FloatArray:
-    counted = [entry for entry in members if entry.seen_by_class is not None]
-    if not counted:
-        return risk
-    wrong = np.sum([entry.fooled_by_class for entry in counted], axis=0)
-    seen = np.sum([entry.seen_by_class for entry in counted], axis=0)
+    wrong = np.zeros(len(risk), np.int64)
+    seen = np.zeros(len(risk), np.int64)
+    for entry in members:
+        if entry.by_class is not None:
+            wrong[entry.by_class.classes] += entry.by_class.fooled
+            seen[entry.by_class.classes] += entry.by_class.seen
     merged = risk.copy()
     for label in np.flatnonzero(seen):
         _average(merged, label, wrong[label] / seen[label], momentum)
@@ -231,6 +240,8 @@ def _average(array: FloatArray, position: Any, value: float, momentum: float) ->
     array[position] = value if np.isnan(old) else momentum * old + (1 - momentum) * value
 
 
-def _without_nan(array: FloatArray) -> list[Any]:
+def _without_nan(array: FloatArray) -> Any:
     """Nested lists with None for NaN, which JSON does not have."""
-    return np.where(np.isnan(array), None, array.astype(object)).tolist()
+    if array.ndim > 1:
+        return [_without_nan(row) for row in array]
+    return [None if np.isnan(value) else float(value) for value in array]

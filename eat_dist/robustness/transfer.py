@@ -80,7 +80,8 @@ def _softmax(losses: FloatArray, temperature: float) -> FloatArray:
     if len(losses) == 0:
         return _uniform(losses)
     powers = np.exp((losses - losses.max()) / np.float32(temperature))
-    return (powers / powers.sum()).astype(np.float32)
+    shares: FloatArray = (powers / powers.sum()).astype(np.float32)
+    return shares
 
 
 TRANSFER_RULES: Registry[TransferRule] = Registry("transfer rule")
@@ -108,4 +109,5 @@ def class_weights(class_risk: FloatArray, labels: npt.NDArray[np.int64]) -> Floa
     if mean == 0:
         return np.ones(len(labels), np.float32)
     raised = np.maximum(risk, _SMALLEST_RISK * mean)
-    return (raised / raised.mean()).astype(np.float32)
+    normalised: FloatArray = (raised / raised.mean()).astype(np.float32)
+    return normalised

@@ -23,20 +23,16 @@ TEST_CLASSES = tuple("56789")
 def digits(config: DataConfig) -> ZeroShotData:
     """The 1,797 digits of ``sklearn.datasets.load_digits`` (UCI Optical Recognition of Handwritten Digits).
 
-    0-4 are trained on (901 images), 5-9 tested on (896). Pixel values 0 … 16 become round(v·255/16), ink bright.
+    0-4 are trained on (901 images), 5-9 tested on (896). Pixel values 0 … 16 become round(v·255/16), ink
+    bright.
     """
     if config.root is not None:
-        warnings.warn(
-            "data.root has no effect on the dataset 'digits': it comes with scikit-learn", stacklevel=2
-        )
+        warnings.warn("data.root has no effect on the dataset 'digits': it comes with scikit-learn", stacklevel=2)
     source = load_digits()
     pixels = np.round(source.images * (255 / 16)).astype(np.uint8)
     size = config.image_size or SOURCE_SIZE
     class_of = {f"digits/{index:04d}": str(digit) for index, digit in enumerate(source.target)}
-    images = {
-        name: to_tensor(Image.fromarray(image), size=size)
-        for name, image in zip(class_of, pixels, strict=True)
-    }
+    images = {name: to_tensor(Image.fromarray(image), size=size) for name, image in zip(class_of, pixels, strict=True)}
     return ZeroShotData(
         train=_with_classes(images, class_of, TRAIN_CLASSES),
         test=_with_classes(images, class_of, TEST_CLASSES),

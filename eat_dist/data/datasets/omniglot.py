@@ -28,14 +28,16 @@ _SOURCE = "The official archives are in the GitHub repository brendenlake/omnigl
 def omniglot(config: DataConfig) -> ZeroShotData:
     """Train on the 136 characters of small1, test on the 106 characters of small2 that are not in small1.
 
-    A class is a character (``Korean/character07``) with 20 drawings by different people. Images are grey, 28×28
-    unless ``data.image_size`` says otherwise (published: 105×105 black on white), and **inverted**: ink is 1, paper 0.
-    The zero padding of a convolution is then more paper; uninverted it would draw a black frame around every
-    character. ``data.root`` is the folder or URL that holds the two archives; nothing is unpacked there.
+    A class is a character (``Korean/character07``) with 20 drawings by different people. Images are grey,
+    28×28 unless ``data.image_size`` says otherwise (published: 105×105 black on white), and **inverted**: ink
+    is 1, paper 0. The zero padding of a convolution is then more paper; uninverted it would draw a black
+    frame around every character. ``data.root`` is the folder or URL that holds the two archives; nothing is
+    unpacked there.
 
     Raises:
-        DataError: ``data.root`` is not set; an archive is missing, damaged or without one of the expected alphabets;
-            an image is bad and ``data.on_bad_image`` is ``error``; or so many are that a class is left with one.
+        DataError: ``data.root`` is not set; an archive is missing, damaged or without one of the expected
+            alphabets; an image is bad and ``data.on_bad_image`` is ``error``; or so many are that a class is
+            left with one.
     """
     if config.root is None:
         raise DataError(
@@ -62,12 +64,10 @@ def _read(
         def read(member: str) -> bytes:
             try:
                 return archive.read(member)
-            # A wrong checksum, a broken or cut deflate stream, a compression or encryption that zipfile cannot undo.
+            # A wrong checksum, a broken or cut stream, a compression or encryption zipfile cannot undo.
             except (zipfile.BadZipFile, zlib.error, EOFError, OSError, RuntimeError) as error:
                 reason = " ".join(str(error).split()) or type(error).__name__
-                raise DataError(
-                    f"cannot read image '{member}' in '{folder}/{archive_name}': {reason}"
-                ) from error
+                raise DataError(f"cannot read image '{member}' in '{folder}/{archive_name}': {reason}") from error
 
         images, skipped = decode_images(
             class_of,

@@ -1,0 +1,1 @@
+"""Members on a Ray cluster. The only room that imports ray."""

@@ -1,0 +1,162 @@
+"""The coordinator: one named actor that gathers every member's statistics and hands the merged ones back.
+
+It lives beside the members, not in their way: statistics are below 10 kB, tensors never come here, and a member hands
+in before its backward pass and asks after it. It is rebuilt from nothing: whoever begins a new generation (the
+members, after Ray Train restarted them) brings the statistics of its checkpoint.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from dataclasses import dataclass, field
+from typing import Any
+
+import ray
+
+from eat_dist.errors import EatError, MemberLateError
+from eat_dist.exchange import late_message
+from eat_dist.robustness.statistics import EnsembleStatistics, MemberStatistics, Policy, merge
+
+# Progress that the driver has not fetched yet; older iterations are dropped (the run folder has them all).
+_KEPT_ITERATIONS = 2000
+
+
+class RunAbortedError(Exception):
+    """A member stopped the run for a reason that a restart would not mend; the coordinator keeps it."""
+
+
+class StaleGenerationError(Exception):
+    """A call of members that Ray Train has replaced since."""
+
+
+@dataclass
+class _Slot:
+    values: dict[int, Any] = field(default_factory=dict)
+    complete: asyncio.Event = field(default_factory=asyncio.Event)
+    result: Any = None
+    reads: int = 0
+
+
+class CoordinatorState:
+    """The actor's body (an ordinary class, so that it can be read and tested as one).
+
+    Args:
+        policy: Members, rule and momentum.
+        timeout: Seconds until a missing member is an error.
+    """
+
+    def __init__(self, policy: Policy, timeout: float) -> None:
+        self.policy = policy
+        self.timeout = timeout
+        self.generation = 0
+        self.ensemble: EnsembleStatistics | None = None
+        self.progress: deque[EnsembleStatistics] = deque(maxlen=_KEPT_ITERATIONS)
+        self.results: dict[int, Any] = {}
+        self.failure: EatError | None = None
+        self._slots: dict[tuple[str, int], _Slot] = {}
+
+    async def gather(self, generation: int, topic: str, number: int, rank: int, value: Any) -> Any:
+        """Everybody's values by rank, once all are there.
+
+        Raises:
+            MemberLateError: Some did not come in time; they are named.
+            RunAbortedError: A member stopped the run meanwhile.
+            StaleGenerationError: The caller has been replaced.
+        """
+        return await self._gather(generation, (topic, number), rank, value, list)
+
+    async def merge(
+        self, generation: int, rank: int, statistics: MemberStatistics, previous: EnsembleStatistics | None
+    ) -> EnsembleStatistics:
+        """Merge all members' statistics of an iteration.
+
+        Args:
+            generation: Of the caller.
+            rank: Of the caller.
+            statistics: Its measurements.
+            previous: In the first call of a generation what its checkpoint holds, else None.
+        """
+        self._enter(generation)
+        if previous is not None:
+            self.ensemble = previous
+
+        def combine(values: list[MemberStatistics]) -> EnsembleStatistics:
+            assert self.ensemble is not None, "the first call of a generation brings the statistics to start from"
+            self.ensemble = merge(self.ensemble, values, policy=self.policy)
+            self.progress.append(self.ensemble)
+            return self.ensemble
+
+        merged: EnsembleStatistics = await self._gather(
+            generation, ("statistics", statistics.iteration), rank, statistics, combine
+        )
+        return merged
+
+    async def since(self, iteration: int) -> list[EnsembleStatistics]:
+        """The merged statistics of the iterations from ``iteration`` on that are still held."""
+        return [entry for entry in self.progress if entry.iteration > iteration]
+
+    async def finish(self, rank: int, result: Any) -> None:
+        """A member is done."""
+        self.results[rank] = result
+
+    async def abort(self, error: EatError) -> None:
+        """Stop the run: everybody who waits or will wait is told. The first reason is kept."""
+        self.failure = self.failure or error
+        for slot in self._slots.values():
+            slot.complete.set()
+
+    async def outcome(self) -> tuple[dict[int, Any], EatError | None]:
+        """Results by rank, and why the run was stopped, if it was."""
+        return self.results, self.failure
+
+    async def process_id(self) -> int:
+        """Of the actor's own process (the test that kills it needs it)."""
+        import os  # noqa: PLC0415
+
+        return os.getpid()
+
+    async def _gather(self, generation: int, key: tuple[str, int], rank: int, value: Any, combine: Any) -> Any:
+        self._enter(generation)
+        slot = self._slots.setdefault(key, _Slot())
+        slot.values[rank] = value
+        if len(slot.values) == self.policy.members:
+            slot.result = combine([slot.values[rank] for rank in range(self.policy.members)])
+            slot.complete.set()
+        try:
+            await asyncio.wait_for(slot.complete.wait(), self.timeout)
+        except TimeoutError:
+            late = set(range(self.policy.members)) - set(slot.values)
+            raise MemberLateError(late_message(key, late, self.timeout)) from None
+        self._enter(generation)
+        slot.reads += 1
+        if slot.reads == self.policy.members:
+            self._slots.pop(key, None)
+        return slot.result
+
+    def _enter(self, generation: int) -> None:
+        if self.failure is not None:
+            raise RunAbortedError(str(self.failure))
+        if generation > self.generation:
+            self.generation = generation
+            for slot in self._slots.values():  # whoever still waits is of a generation that is gone
+                slot.complete.set()
+            self._slots = {}
+        elif generation < self.generation:
+            raise StaleGenerationError(f"generation {generation} was replaced by {self.generation}")
+
+
+def start_coordinator(name: str, policy: Policy, *, timeout: float) -> Any:
+    """Start the actor.
+
+    ``max_restarts=-1`` brings it back after its process died, empty; ``max_task_retries=0`` lets the calls that were
+    under way fail instead of being repeated, because a member may already have had its answer: then the members
+    restart together from the checkpoint.
+
+    Args:
+        name: Unique to the run, so that two runs on one cluster never share a coordinator.
+        policy: Members, rule and momentum.
+        timeout: Seconds until a missing member is an error.
+    """
+    actor = ray.remote(num_cpus=0, max_restarts=-1, max_task_retries=0, max_concurrency=1000)(CoordinatorState)
+    return actor.options(name=name).remote(policy, timeout)

@@ -1,0 +1,103 @@
+"""What each member gets of the cluster, worked out before anything is asked for."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from eat_dist.config import ClusterConfig
+from eat_dist.errors import ClusterError
+
+# A share below this is a mistake: the members would take turns on one core.
+_SMALLEST_SHARE = 0.1
+
+
+@dataclass(frozen=True)
+class Node:
+    """What one node offers."""
+
+    cpus: float
+    gpus: float
+
+
+@dataclass(frozen=True)
+class Placement:
+    """What every member gets.
+
+    Attributes:
+        cpus: Of a node's CPUs; 0 where the GPU alone decides.
+        gpus: 0 on CPUs.
+        threads: torch threads in the member's process.
+        backend: torch.distributed backend of the exchange.
+    """
+
+    cpus: float
+    gpus: float
+    threads: int
+    backend: str
+
+    @property
+    def resources(self) -> dict[str, float]:
+        """In Ray's words."""
+        named = {"CPU": self.cpus, "GPU": self.gpus}
+        return {name: amount for name, amount in named.items() if amount > 0}
+
+
+def place(nodes: Sequence[Node], *, members: int, config: ClusterConfig) -> Placement:
+    """A whole GPU each where the cluster has them, else an equal share of the CPUs.
+
+    Raises:
+        ClusterError: The cluster cannot hold all members at once; with the arithmetic and what to change.
+    """
+    gpus = sum(node.gpus for node in nodes)
+    if config.device == "cuda" or (config.device == "auto" and gpus > 0):
+        return _on_gpus(nodes, members=members, config=config)
+    share = config.cpus_per_member or _equal_share([node.cpus for node in nodes], members)
+    _require(nodes, members=members, cpus=share, gpus=0.0)
+    if share < _SMALLEST_SHARE:
+        raise ClusterError(
+            f"{members} members on {sum(node.cpus for node in nodes):g} CPUs would get {share:g} each, below "
+            f"{_SMALLEST_SHARE:g}; lower ensemble.members or add nodes"
+        )
+    return Placement(share, 0.0, config.threads_per_member or max(1, int(share)), "gloo")
+
+
+def _on_gpus(nodes: Sequence[Node], *, members: int, config: ClusterConfig) -> Placement:
+    cpus = config.cpus_per_member or 0.0
+    _require(nodes, members=members, cpus=cpus, gpus=config.gpus_per_member)
+    # NCCL refuses two ranks on one GPU, so members that share one exchange through gloo.
+    backend = "cpu:gloo,cuda:nccl" if config.gpus_per_member >= 1 else "gloo"
+    return Placement(cpus, config.gpus_per_member, config.threads_per_member or max(1, int(cpus)), backend)
+
+
+def _require(nodes: Sequence[Node], *, members: int, cpus: float, gpus: float) -> None:
+    room = sum(_fit(node, cpus=cpus, gpus=gpus) for node in nodes)
+    if room >= members:
+        return
+    each = " and ".join(f"{amount:g} {kind}" for amount, kind in ((gpus, "GPU"), (cpus, "CPU")) if amount)
+    there = f"{sum(n.gpus for n in nodes):g} GPUs and {sum(n.cpus for n in nodes):g} CPUs on {len(nodes)} node(s)"
+    what = "cluster.gpus_per_member (or set cluster.device to cpu)" if gpus else "cluster.cpus_per_member"
+    raise ClusterError(
+        f"{members} members need {each} each; the cluster has {there}, room for {room}. Lower ensemble.members or "
+        f"{what}, or add nodes."
+    )
+
+
+def _fit(node: Node, *, cpus: float, gpus: float) -> int:
+    """How many members one node holds. A member never spans two nodes."""
+    limits = [
+        math.floor(there / needed + 1e-9) for there, needed in ((node.cpus, cpus), (node.gpus, gpus)) if needed > 0
+    ]
+    return min(limits, default=0)
+
+
+def _equal_share(cpus: Sequence[float], members: int) -> float:
+    """The largest share, rounded down to 1/100, of which the nodes hold ``members``."""
+    candidates = {math.floor(100 * node / k) / 100 for node in cpus for k in range(1, members + 1)} - {0.0}
+    fitting = [c for c in candidates if sum(math.floor(node / c + 1e-9) for node in cpus) >= members]
+    if not fitting:
+        raise ClusterError(
+            f"{members} members on {sum(cpus):g} CPUs would get less than 0.01 each; lower ensemble.members"
+        )
+    return max(fitting)

@@ -1,0 +1,55 @@
+"""Connecting to Ray."""
+
+from __future__ import annotations
+
+import logging
+import os
+
+import ray
+
+from eat_dist.cluster.resources import Node
+from eat_dist.config import ClusterConfig
+from eat_dist.errors import ClusterError
+
+# A local cluster holds statistics and a few megabytes of results; Ray's default would reserve a third of the memory.
+_LOCAL_OBJECT_STORE_BYTES = 256 * 2**20
+
+
+def connect(config: ClusterConfig) -> None:
+    """Join the configured cluster, or the one RAY_ADDRESS names, or start one on this machine.
+
+    Raises:
+        ClusterError: The cluster does not answer, or refuses the token.
+    """
+    if ray.is_initialized():
+        return
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    # Ray would otherwise blank the GPUs of its zero-GPU actors with a deprecated default, and warn about it.
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    address = config.address or os.environ.get("RAY_ADDRESS") or "local"
+    local = {"include_dashboard": False, "object_store_memory": _LOCAL_OBJECT_STORE_BYTES}
+    try:
+        ray.init(
+            address=address,
+            logging_level=logging.WARNING,
+            log_to_driver=False,  # what goes wrong in a worker comes back as its error
+            **(local if address == "local" else {}),
+        )
+    except (ConnectionError, RuntimeError, ValueError) as error:
+        reason = " ".join(str(error).split())
+        hint = (
+            "; the cluster requires a token: export RAY_AUTH_MODE=token, with the token in RAY_AUTH_TOKEN or "
+            "~/.ray/auth_token"
+            if "auth" in reason.lower()
+            else ""
+        )
+        raise ClusterError(f"cannot join the Ray cluster at '{address}': {reason}{hint}") from error
+
+
+def nodes() -> list[Node]:
+    """What the living nodes offer."""
+    return [
+        Node(node["Resources"].get("CPU", 0.0), node["Resources"].get("GPU", 0.0))
+        for node in ray.nodes()
+        if node["Alive"]
+    ]

@@ -1,0 +1,141 @@
+"""What the user sees: progress bars on a terminal, plain lines elsewhere, and the closing table."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from rich.console import Console as RichConsole
+from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
+from rich.table import Table
+
+from eat_dist.member import Schedule
+from eat_dist.robustness.statistics import EnsembleStatistics
+
+# Plain output (a job's log) gets a line at least this often, in seconds, and one at every epoch's end.
+_PLAIN_EVERY_S = 30.0
+
+
+class Console:
+    """Standard output for what a run says, standard error for warnings."""
+
+    def __init__(self) -> None:
+        self.out = RichConsole(highlight=False, soft_wrap=True)
+        self.error = RichConsole(stderr=True, highlight=False, soft_wrap=True)
+
+    def say(self, text: str) -> None:
+        """A line of output."""
+        self.out.print(text, markup=False)
+
+    def warn(self, text: str) -> None:
+        """A line that starts with ``warning:``."""
+        self.error.print(f"warning: {text}", style="yellow" if self.error.is_terminal else "", markup=False)
+
+    @contextmanager
+    def training(self, schedule: Schedule) -> Iterator[Callable[[EnsembleStatistics], None]]:
+        """Show training: yields what is to be called after every iteration."""
+        if not self.out.is_terminal:
+            yield _PlainTraining(schedule, self.say)
+            return
+        with self._bar() as progress:
+            task = progress.add_task("starting the members", total=schedule.iterations)
+
+            def show(ensemble: EnsembleStatistics) -> None:
+                text = _describe(ensemble, schedule)
+                progress.update(task, completed=ensemble.iteration, description=text)
+
+            yield show
+
+    @contextmanager
+    def evaluating(self) -> Iterator[Callable[[str, int, int], None]]:
+        """Show an evaluation: yields ``progress(part, done, total)``."""
+        if not self.out.is_terminal:
+            said: set[str] = set()
+
+            def tell(part: str, done: int, total: int) -> None:
+                if part not in said:
+                    said.add(part)
+                    self.say(f"evaluating {part} ({100 * done // total} % of all attacks done)")
+
+            yield tell
+            return
+        with self._bar() as progress:
+            task = progress.add_task("evaluating", total=None)
+
+            def show(part: str, done: int, total: int) -> None:
+                progress.update(task, completed=done, total=total, description=f"evaluating {part}")
+
+            yield show
+
+    def summary(self, summary: dict[str, Any]) -> None:
+        """The closing table: clean and attacked figures of the ensemble and of each member."""
+        if "clean" not in summary:
+            return
+        about = summary["evaluation"]
+        table = Table(
+            title=f"{summary['defense']} on {summary['dataset']}: {about['images']} images of {about['classes']} "
+            f"unseen classes, {about['norm']} ε = {about['epsilon']:.4g}, in %"
+        )
+        table.add_column("")
+        table.add_column("under attack by")
+        for name in ("R@1", "NMI", "F1"):
+            table.add_column(name, justify="right")
+        rows = [("ensemble", summary)] + [(f"member {i}", member) for i, member in enumerate(summary["members"])]
+        for who, figures in rows:
+            table.add_section()
+            table.add_row(who, "nobody (clean)", *_cells(figures["clean"]))
+            for attack, attacked in figures["attacked"].items():
+                table.add_row("", attack, *_cells(attacked))
+            table.add_row("", "the worst for each image / figure", *_cells(figures["worst"]))
+        self.out.print(table)
+
+    def _bar(self) -> Progress:
+        return Progress(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            TaskProgressColumn(),
+            TimeRemainingColumn(),
+            console=self.out,
+        )
+
+
+class _PlainTraining:
+    def __init__(self, schedule: Schedule, say: Callable[[str], None]) -> None:
+        self.schedule = schedule
+        self.say = say
+        self.begin = self.last = time.monotonic()
+        self.first: int | None = None
+
+    def __call__(self, ensemble: EnsembleStatistics) -> None:
+        if self.first is None:
+            self.first, self.begin = ensemble.iteration - 1, time.monotonic()
+        now = time.monotonic()
+        ends_epoch = ensemble.iteration % self.schedule.iterations_per_epoch == 0
+        if not ends_epoch and now - self.last < _PLAIN_EVERY_S:
+            return
+        self.last = now
+        done = ensemble.iteration - self.first
+        left = (now - self.begin) / max(done, 1) * (self.schedule.iterations - ensemble.iteration)
+        self.say(f"{_describe(ensemble, self.schedule)}  {left:.0f} s left")
+
+
+def _describe(ensemble: EnsembleStatistics, schedule: Schedule) -> str:
+    """``epoch 3/15  clean 1.20  adversarial 3.40  fooled 12 %``: means over the members."""
+    parts = [f"epoch {schedule.epoch(ensemble.iteration - 1) + 1}/{schedule.epochs}"]
+    for label, name in (("clean loss", "clean_loss"), ("adversarial loss", "adversarial_loss")):
+        if (value := _mean(ensemble, name)) is not None:
+            parts.append(f"{label} {value:.2f}")
+    if (fooled := _mean(ensemble, "fooled_rate")) is not None:
+        parts.append(f"fooled {100 * fooled:.0f} %")
+    return "  ".join(parts)
+
+
+def _mean(ensemble: EnsembleStatistics, name: str) -> float | None:
+    values = [value for entry in ensemble.members if (value := getattr(entry, name)) is not None]
+    return sum(values) / len(values) if values else None
+
+
+def _cells(figures: dict[str, Any]) -> list[str]:
+    return [f"{100 * figures[name]:.1f}" for name in ("r_at_1", "nmi", "f1")]

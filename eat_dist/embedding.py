@@ -1,0 +1,86 @@
+"""Embedding image files with a trained run: files in, Parquet out."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Literal
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+
+from eat_dist.data.decode import decode_images
+from eat_dist.errors import DataError
+from eat_dist.evaluation.embed import embed_batch
+from eat_dist.models.ensemble import load_ensemble, load_spec
+from eat_dist.storage import Folder
+
+
+def embed_files(
+    run_folder: Folder,
+    paths: Sequence[str],
+    *,
+    output: str,
+    on_bad_image: Literal["error", "skip"],
+    device: torch.device,
+    batch_size: int = 256,
+) -> tuple[int, tuple[str, ...]]:
+    """Write one row an image: ``path`` and ``embedding`` (float32, length 1, M·D numbers).
+
+    Args:
+        run_folder: A finished run.
+        paths: Image files; a folder stands for all files in it.
+        output: Parquet file to write.
+        on_bad_image: What an undecodable image does.
+        device: Where to compute.
+        batch_size: Images of a forward pass.
+
+    Returns:
+        (Images embedded, paths of the skipped ones).
+
+    Raises:
+        DataError: No image, or one that cannot be decoded (``error``).
+        StorageError: The run or the output folder cannot be used.
+    """
+    model = run_folder.child("model")
+    channels, size, _ = load_spec(model).image_shape
+    files = _files(paths)
+    images, skipped = decode_images(
+        files,
+        lambda name: Path(name).read_bytes(),
+        size=size,
+        channels=3 if channels == 3 else 1,
+        on_bad_image=on_bad_image,
+    )
+    if not images:
+        raise DataError(f"none of the {len(files)} images could be decoded, e.g. '{skipped[0]}'")
+    ensemble = load_ensemble(model).to(device)
+    names, tensors = list(images), list(images.values())
+    embeddings = torch.cat(
+        [
+            embed_batch(ensemble, torch.stack(tensors[i : i + batch_size]).to(device).float() / 255)
+            for i in range(0, len(tensors), batch_size)
+        ]
+    )
+    column = pa.FixedSizeListArray.from_arrays(pa.array(embeddings.flatten().numpy()), embeddings.shape[1])
+    buffer = io.BytesIO()
+    pq.write_table(pa.table({"path": names, "embedding": column}), buffer)
+    target = Path(output)
+    Folder.at(str(target.parent)).write(target.name, buffer.getvalue())
+    return len(names), tuple(skipped)
+
+
+def _files(paths: Sequence[str]) -> list[str]:
+    files: list[str] = []
+    for path in map(Path, paths):
+        if path.is_dir():
+            files += sorted(str(file) for file in path.rglob("*") if file.is_file())
+        elif path.is_file():
+            files.append(str(path))
+        else:
+            raise DataError(f"there is no image '{path}'")
+    if not files:
+        raise DataError(f"no files in {', '.join(paths)}")
+    return files

@@ -1,0 +1,16 @@
+"""How good and how robust an ensemble is: embedding and attacking a test set, and the protocols."""
+
+from eat_dist.evaluation.attacks import OBJECTIVES, AttackedBatch, References, attack_batches, attack_set
+from eat_dist.evaluation.embed import embed_images
+from eat_dist.evaluation.protocol import QUICK_OBJECTIVES, evaluate
+
+__all__ = [
+    "OBJECTIVES",
+    "QUICK_OBJECTIVES",
+    "AttackedBatch",
+    "References",
+    "attack_batches",
+    "attack_set",
+    "embed_images",
+    "evaluate",
+]

@@ -1,0 +1,31 @@
+"""Evaluating what a run folder holds."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from eat_dist.config import RunConfig
+from eat_dist.data.datasets import load_dataset
+from eat_dist.evaluation.protocol import Progress, evaluate
+from eat_dist.models.ensemble import load_ensemble
+from eat_dist.storage import Folder
+
+
+def evaluate_run(
+    run_folder: Folder, config: RunConfig, *, device: torch.device, on_progress: Progress | None = None
+) -> dict[str, Any]:
+    """Evaluate a run's ensemble on its test classes; see :func:`eat_dist.evaluation.protocol.evaluate`."""
+    epsilon = config.evaluation.epsilon
+    return evaluate(
+        load_ensemble(run_folder.child("model")),
+        load_dataset(config.data).test,
+        config=config.evaluation,
+        norm=config.attack.norm,
+        epsilon=config.attack.epsilon if epsilon is None else epsilon,
+        seed=config.seed,
+        folder=run_folder.child("evaluation").child(config.evaluation.protocol),
+        device=device,
+        on_progress=on_progress,
+    )

@@ -1,0 +1,293 @@
+"""The training loop of one member. It knows an exchange, not who is behind it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from eat_dist.attacks import ATTACKS
+from eat_dist.checkpoint import Checkpoints, Found, MemberState, optimiser_state, restore_optimiser
+from eat_dist.config import OptimiserConfig, RunConfig
+from eat_dist.data.images import LabelledImages
+from eat_dist.data.samplers import make_sampler
+from eat_dist.data.splits import Splits
+from eat_dist.defenses import DEFENSES, Learner
+from eat_dist.errors import NonFiniteLossError
+from eat_dist.exchange import Exchange
+from eat_dist.history import HistoryWriter, rows
+from eat_dist.losses import make_loss
+from eat_dist.models import build_embedder
+from eat_dist.models.ensemble import cpu_state, save_member
+from eat_dist.robustness.statistics import EnsembleStatistics, Policy
+from eat_dist.seeding import derive_seed, generator
+from eat_dist.storage import Folder
+
+OnIteration = Callable[[EnsembleStatistics], None]
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """How iterations make epochs, equal in every member.
+
+    Attributes:
+        iterations_per_epoch: ⌈largest split / batch size⌉: nobody's epoch leaves an image out.
+        epochs: Of the run.
+    """
+
+    iterations_per_epoch: int
+    epochs: int
+
+    @classmethod
+    def of(cls, config: RunConfig, splits: Splits) -> Schedule:
+        """The schedule of a run."""
+        largest = max(len(indices) for indices in splits.indices)
+        return cls(math.ceil(largest / config.data.batch_size), config.train.epochs)
+
+    @property
+    def iterations(self) -> int:
+        """Of the whole run."""
+        return self.iterations_per_epoch * self.epochs
+
+    def epoch(self, iteration: int) -> int:
+        """The epoch, from 0, that an iteration belongs to."""
+        return iteration // self.iterations_per_epoch
+
+    def learning_rate_factor(self, config: OptimiserConfig, iteration: int) -> float:
+        """What the configured learning rate is multiplied with; a function of the iteration, so it needs no state."""
+        if config.schedule == "cosine":  # Loshchilov & Hutter 2016, equation (5), one period
+            return 0.5 * (1 + math.cos(math.pi * iteration / self.iterations))
+        if config.schedule == "step":
+            return config.step_factor ** (self.epoch(iteration) // config.step_epochs)
+        return 1.0
+
+
+@dataclass(frozen=True)
+class MemberResult:
+    """What a finished member reports.
+
+    Attributes:
+        passes: Forward-backward passes over a batch, the whole run, resumed parts included.
+        iterations: Of the whole run.
+        resumed_from: Iterations that a checkpoint had already done.
+        passed_over: Newer checkpoints that were not usable, one line each.
+    """
+
+    passes: int
+    iterations: int
+    resumed_from: int
+    passed_over: tuple[str, ...]
+
+
+class Member:
+    """One member: network, proxies, optimiser, sampler, and the loop.
+
+    Args:
+        config: The run.
+        train: The whole training set; the member draws from its own split of it.
+        splits: What every member sees.
+        exchange: The way to the others; says which member this is.
+        run_folder: Where checkpoints, history and final weights go.
+        device: Where it computes.
+        mlflow_run_id: Kept in checkpoints.
+        on_iteration: Called with the merged statistics after every iteration (by every member).
+    """
+
+    def __init__(
+        self,
+        config: RunConfig,
+        train: LabelledImages,
+        *,
+        splits: Splits,
+        exchange: Exchange,
+        run_folder: Folder,
+        device: torch.device,
+        mlflow_run_id: str | None = None,
+        on_iteration: OnIteration | None = None,
+    ) -> None:
+        self.config = config
+        self.exchange = exchange
+        self.rank = exchange.rank
+        self.device = device
+        self.train = train
+        self.run_folder = run_folder
+        self.mlflow_run_id = mlflow_run_id
+        self.on_iteration = on_iteration
+        self.schedule = Schedule.of(config, splits)
+        self.policy = Policy.of(config, train.num_classes)
+        self.checkpoints = Checkpoints(run_folder.child("checkpoints"), config)
+        self.split = splits.indices[self.rank]
+        seed, rank = config.seed, self.rank
+        sampler_seed = derive_seed(seed, "sampler", rank)
+        self.sampler = make_sampler(config.data, train.labels[torch.from_numpy(self.split)], seed=sampler_seed)
+        in_channels = train.images.shape[1]
+        self.model = build_embedder(
+            config.model, in_channels=in_channels, generator=generator(seed, "weights", rank)
+        ).to(device)
+        self.loss = make_loss(
+            config.loss,
+            num_classes=train.num_classes,
+            embedding_dim=config.model.embedding_dim,
+            generator=generator(seed, "proxies", rank),
+        ).to(device)
+        self.optimiser = make_optimiser(config.optimiser, self.model, self.loss)
+        self.base_rates = [float(group["lr"]) for group in self.optimiser.param_groups]
+        self.ensemble = EnsembleStatistics.initial(self.policy)
+        self.passes = 0
+        self.learner = Learner(
+            rank=rank,
+            model=self.model,
+            loss=self.loss,  # type: ignore[arg-type]  # a registered loss is a ProxyLoss and a Module
+            attack=ATTACKS[config.attack.name](config.attack),
+            exchange=exchange,
+            config=config.defense,
+            generator=self._generator,
+        )
+
+    @property
+    def iteration(self) -> int:
+        """Iterations done."""
+        return self.ensemble.iteration
+
+    def run(self) -> MemberResult:
+        """Train to the end, from the newest good checkpoint if there is one, and save the final weights.
+
+        Raises:
+            NonFiniteLossError: A member's loss is NaN or infinite; no member has used it.
+            CheckpointError: There are checkpoints, but none is usable.
+        """
+        found = self._resume()
+        resumed_from = self.iteration
+        history = HistoryWriter(self.run_folder.child("statistics"), self.iteration) if self.rank == 0 else None
+        self.model.train()
+        while self.iteration < self.schedule.iterations:
+            self._step(history)
+            if self._checkpoint_is_due():
+                self._save(history)
+        save_member(self.run_folder.child("model"), self.rank, self.model)
+        passed_over = found.passed_over if found else ()
+        return MemberResult(self.passes, self.iteration, resumed_from, passed_over)
+
+    def _step(self, history: HistoryWriter | None) -> None:
+        iteration = self.iteration
+        factor = self.schedule.learning_rate_factor(self.config.optimiser, iteration)
+        for group, base in zip(self.optimiser.param_groups, self.base_rates, strict=True):
+            group["lr"] = base * factor
+        self.optimiser.zero_grad(set_to_none=True)
+        batch = self.train.batch(self.split[self.sampler.batch_indices(iteration)], self.device)
+        result = DEFENSES[self.config.defense.name](self.learner, batch, self.ensemble)
+        self._refuse_non_finite(result.ensemble)
+        self.learner.last_gradient_norm = _gradient_norm(self.optimiser)
+        self.learner.last_waits = (result.waits.coordinator, result.waits.exchange)
+        self.optimiser.step()
+        self.ensemble = result.ensemble
+        self.passes += result.passes
+        if history is not None:
+            epoch, rate = self.schedule.epoch(iteration), self.base_rates[0] * factor
+            history.add(rows(result.ensemble, epoch=epoch, learning_rate=rate))
+        if self.on_iteration is not None:
+            self.on_iteration(result.ensemble)
+
+    def _generator(self, purpose: str) -> torch.Generator:
+        return generator(self.config.seed, purpose, self.rank, self.iteration, device=self.device)
+
+    def _refuse_non_finite(self, merged: EnsembleStatistics) -> None:
+        """Every member sees everybody's losses, so all of them stop at the same iteration, before the update."""
+        for entry in merged.members:
+            for name, value in entry.losses().items():
+                if not math.isfinite(value):
+                    kept = self.checkpoints.newest_name()
+                    raise NonFiniteLossError(
+                        f"member {entry.member}: the {name} loss is {value} in epoch "
+                        f"{self.schedule.epoch(entry.iteration) + 1}, iteration {entry.iteration}; lower "
+                        f"optimiser.learning_rate. "
+                        + (f"The last good checkpoint is '{kept}'." if kept else "There is no checkpoint yet.")
+                    )
+
+    def _checkpoint_is_due(self) -> bool:
+        if self.iteration % self.schedule.iterations_per_epoch:
+            return False
+        epochs_done = self.schedule.epoch(self.iteration)
+        return epochs_done % self.config.checkpoint.every == 0 or epochs_done == self.schedule.epochs
+
+    def _save(self, history: HistoryWriter | None) -> None:
+        if history is not None:
+            history.flush()
+        digests = self.checkpoints.write_member(self.iteration, self.rank, self.state())
+        everybody = self.exchange.agree("checkpoint", digests)
+        if self.rank == 0:
+            self.checkpoints.commit(self.iteration, everybody, mlflow_run_id=self.mlflow_run_id)
+
+    def _resume(self) -> Found | None:
+        """All members continue from the checkpoint that member 0 finds."""
+        found = self.checkpoints.newest() if self.rank == 0 else None
+        chosen = self.exchange.agree("resume", _as_json(found))[0]
+        if chosen is None:
+            return None
+        found = Found(chosen["name"], chosen["iteration"], chosen["mlflow_run_id"], tuple(chosen["passed_over"]))
+        self.restore(self.checkpoints.read_member(found, self.rank))
+        return found
+
+    def state(self) -> MemberState:
+        """The whole state. Random numbers need none: they are functions of seed, member and iteration."""
+        tensors, groups = optimiser_state(self.optimiser)
+        tensors |= {f"model.{name}": value for name, value in cpu_state(self.model).items()}
+        tensors |= {f"loss.{name}": value for name, value in cpu_state(self.loss).items()}
+        scalars = {
+            "member": self.rank,
+            "seed": self.config.seed,
+            "iteration": self.iteration,
+            "sampler_position": self.iteration,
+            "passes": self.passes,
+            "last_gradient_norm": self.learner.last_gradient_norm,
+            "statistics": self.ensemble.to_json(),
+            "optimiser_groups": groups,
+            "mlflow_run_id": self.mlflow_run_id,
+        }
+        return MemberState(tensors, scalars)
+
+    def restore(self, state: MemberState) -> None:
+        """The inverse of :meth:`state`."""
+        _load(self.model, "model.", state.tensors)
+        _load(self.loss, "loss.", state.tensors)
+        restore_optimiser(self.optimiser, state.tensors, state.scalars["optimiser_groups"])
+        self.ensemble = EnsembleStatistics.from_json(state.scalars["statistics"])
+        self.passes = state.scalars["passes"]
+        self.learner.last_gradient_norm = state.scalars["last_gradient_norm"]
+
+
+def make_optimiser(config: OptimiserConfig, model: torch.nn.Module, loss: torch.nn.Module) -> torch.optim.Optimizer:
+    """AdamW over the network and, with their own learning rate, the loss's proxies."""
+    groups: list[dict[str, Any]] = [
+        {"params": list(model.parameters()), "lr": config.learning_rate},
+        {"params": list(loss.parameters()), "lr": config.learning_rate * config.proxy_learning_rate_factor},
+    ]
+    return torch.optim.AdamW([group for group in groups if group["params"]], weight_decay=config.weight_decay)
+
+
+def _gradient_norm(optimiser: torch.optim.Optimizer) -> float:
+    gradients = [
+        parameter.grad
+        for group in optimiser.param_groups
+        for parameter in group["params"]
+        if parameter.grad is not None
+    ]
+    return float(torch.nn.utils.get_total_norm(gradients))
+
+
+def _load(module: torch.nn.Module, prefix: str, tensors: dict[str, torch.Tensor]) -> None:
+    module.load_state_dict({name.removeprefix(prefix): t for name, t in tensors.items() if name.startswith(prefix)})
+
+
+def _as_json(found: Found | None) -> dict[str, Any] | None:
+    if found is None:
+        return None
+    return {
+        "name": found.name,
+        "iteration": found.iteration,
+        "mlflow_run_id": found.mlflow_run_id,
+        "passed_over": list(found.passed_over),
+    }
