@@ -156,6 +156,13 @@ class EvaluationConfig(_Section):
     protocol: Literal["none", "quick"] = "quick"
     epsilon: Number | None = Field(None, ge=0, description="Default: attack.epsilon.")
     num_steps: int = Field(20, ge=1, description="PGD steps of the quick protocol.")
+    objectives: Annotated[
+        tuple[Literal["displacement", "nearest_wrong_centroid", "random_wrong_centroid"], ...],
+        Field(strict=False, min_length=1),
+    ] = Field(
+        ("displacement", "nearest_wrong_centroid", "random_wrong_centroid"), description="What the attacker maximises."
+    )
+    members: bool = Field(True, description="Attack each member alone, too.")
     batch_size: int = Field(256, ge=1)
     kmeans_seeds: int = Field(3, ge=1, description="k-means runs averaged; 10 or more in a final table.")
 

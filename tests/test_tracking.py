@@ -21,10 +21,12 @@ import pytest
 import torch
 from PIL import Image
 
-from eat_dist import tracking
 from eat_dist.config import ModelConfig, RunConfig, parse_config
 from eat_dist.models.ensemble import EmbeddingEnsemble, EnsembleSpec, save_ensemble
-from eat_dist.tracking import Tracker, git_state, transfer_matrix_figure
+from eat_dist.provenance import git_state
+from eat_dist.report.figures import transfer_matrix_figure
+from eat_dist.tracking import Tracker
+from eat_dist.tracking import tracker as tracking
 
 CALL_LIMIT = 1.0
 """Seconds a logging call may take, whatever the store does."""

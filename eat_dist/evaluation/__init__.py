@@ -2,11 +2,10 @@
 
 from eat_dist.evaluation.attacks import OBJECTIVES, AttackedBatch, References, attack_batches, attack_set
 from eat_dist.evaluation.embed import embed_images
-from eat_dist.evaluation.protocol import QUICK_OBJECTIVES, evaluate
+from eat_dist.evaluation.protocol import evaluate
 
 __all__ = [
     "OBJECTIVES",
-    "QUICK_OBJECTIVES",
     "AttackedBatch",
     "References",
     "attack_batches",

@@ -31,7 +31,6 @@ from eat_dist.storage import Folder
 
 # Raise it when a figure changes its meaning: parts of an older schema are measured again.
 SCHEMA = 1
-QUICK_OBJECTIVES = ("displacement", "nearest_wrong_centroid", "random_wrong_centroid")
 
 Progress = Callable[[str, int, int], None]
 """Called as ``on_progress(part, done, total)``: images attacked so far and in all, over all parts."""
@@ -85,7 +84,8 @@ def evaluate(
         What ``results.json`` holds: ``{"schema", "protocol", "norm", "epsilon", "num_steps", "seed",
         "images",
         "classes", "ensemble": {"clean": {…}, "attacked": {"pgd20/displacement": {…}, …}, "worst": {…}},
-        "members": [the same for each]}``. With one member the ensemble is that member, measured once.
+        "members": [the same for each]}``. With one member the ensemble is that member, measured once; without
+        ``config.members`` the list is empty.
 
     Raises:
         StorageError: The folder cannot be written.
@@ -95,9 +95,9 @@ def evaluate(
     # Channels-last convolutions take a quarter off an attack's time on a CPU.
     copied = copy.deepcopy(ensemble).to(torch.device(device)).to(memory_format=torch.channels_last)
     models: dict[str, nn.Module] = {"ensemble": copied}
-    if len(copied.members) > 1:
+    if config.members and len(copied.members) > 1:
         models |= {f"member_{rank}": member for rank, member in enumerate(copied.members)}
-    total = len(models) * len(QUICK_OBJECTIVES) * len(test)
+    total = len(models) * len(config.objectives) * len(test)
     done = 0
 
     def progress(part: str, images: int) -> None:
@@ -118,7 +118,8 @@ def evaluate(
         "images": len(test),
         "classes": test.num_classes,
         "ensemble": measured["ensemble"],
-        "members": [measured[name] for name in models if name != "ensemble"] or [measured["ensemble"]],
+        "members": [measured[f"member_{rank}"] for rank in range(len(models) - 1)]
+        or [measured["ensemble"]] * (len(copied.members) == 1),
     }
     folder.write_json("results.json", results)
     return results
@@ -201,7 +202,7 @@ def _measure(target: _Target) -> dict[str, Any]:
     clean = target.part("clean", settings.clean_fingerprint, lambda: _figures_and_bits(target, target.clean))
     attacked = {
         f"pgd{settings.config.num_steps}/{objective}": _attacked_part(target, objective, clean["retrieved"])
-        for objective in QUICK_OBJECTIVES
+        for objective in settings.config.objectives
     }
     return {
         "clean": clean["figures"],

@@ -1,0 +1,40 @@
+"""Shared by all tests: one thread a process, no network, one Ray session."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+# Before torch and ray are imported: threads of several processes on two cores wait for each other by spinning.
+os.environ["OMP_NUM_THREADS"] = "1"
+os.environ["RAY_TRAIN_HEALTH_CHECK_INTERVAL_S"] = "0.2"
+os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
+for name in ("MLFLOW_TRACKING_URI", "RAY_ADDRESS"):
+    os.environ.pop(name, None)
+
+import torch  # noqa: E402  (after the variable above)
+
+torch.set_num_threads(1)
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+SHARED_DATA = REPOSITORY.parent / "shared" / "data"
+
+
+@pytest.fixture(scope="session")
+def ray_session() -> Iterator[None]:
+    """The one Ray cluster of the session: two CPUs, whatever the machine has, so that results do not depend on it."""
+    import ray
+
+    ray.init(
+        address="local",
+        num_cpus=2,
+        num_gpus=0,
+        include_dashboard=False,
+        log_to_driver=False,
+        object_store_memory=128 * 2**20,
+    )
+    yield
+    ray.shutdown()

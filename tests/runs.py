@@ -1,0 +1,56 @@
+"""Small runs that several tests train."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file
+
+from eat_dist.config import RunConfig, load_config
+from eat_dist.data.datasets import load_dataset
+from eat_dist.data.splits import make_splits
+from eat_dist.in_process import train_in_process
+from eat_dist.member import MemberResult, OnIteration
+from eat_dist.storage import Folder
+
+
+def small_config(*assignments: str) -> RunConfig:
+    """Three members, 20 iterations (4 epochs of 5) on the digits, a fraction of a second each."""
+    return load_config(
+        None,
+        [
+            "data.batch_size=200",
+            "data.images_per_class=40",
+            "model.widths=[8,16]",
+            "model.embedding_dim=16",
+            "attack.num_steps=2",
+            "train.epochs=4",
+            "checkpoint.every=1",
+            "cluster.threads_per_member=1",
+            "cluster.gather_timeout=60",
+            "tracking.enabled=false",
+            *assignments,
+        ],
+    )
+
+
+def train_locally(config: RunConfig, folder: Path, on_iteration: OnIteration | None = None) -> list[MemberResult]:
+    """Train in this process; final weights end up in ``folder/model``."""
+    train = load_dataset(config.data).train
+    splits = make_splits(train.labels, config.ensemble.split, members=config.ensemble.members, seed=config.seed)
+    return train_in_process(config, train, splits=splits, run_folder=Folder.at(folder), on_iteration=on_iteration)
+
+
+def weights(folder: Path, members: int = 3) -> list[dict[str, torch.Tensor]]:
+    """Every member's final weights."""
+    return [load_file(folder / "model" / f"member_{rank}.safetensors") for rank in range(members)]
+
+
+def largest_difference(first: list[dict[str, torch.Tensor]], second: list[dict[str, torch.Tensor]]) -> float:
+    """Over all members and tensors."""
+    return max(
+        float((mine[name].double() - other[name].double()).abs().max())
+        for mine, other in zip(first, second, strict=True)
+        for name in mine
+    )
