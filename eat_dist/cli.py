@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import atexit
 import logging
+import os
 import sys
 import warnings
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, NoReturn
 
 import typer
 
@@ -108,9 +110,23 @@ def main() -> None:
     except EatError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(EXIT_USER_ERROR)
-    except KeyboardInterrupt:
+    except SystemExit as stopped:  # typer leaves this way, and turns Ctrl-C into exit code 130
+        if stopped.code != EXIT_INTERRUPTED:
+            raise
         print("interrupted; continue with: eat-dist train --resume RUN_DIR", file=sys.stderr)
-        sys.exit(EXIT_INTERRUPTED)
+        _leave(EXIT_INTERRUPTED)
+
+
+def _leave(code: int) -> NoReturn:
+    """End the process without Python's own finalisation.
+
+    Threads of torch and pyarrow that an interrupt caught at work would abort the process there (signal 6). What must
+    happen at exit, such as stopping a local Ray cluster, is done first.
+    """
+    atexit._run_exitfuncs()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
 
 
 def _report(finished: Finished) -> None:

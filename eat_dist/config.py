@@ -66,7 +66,7 @@ class ModelConfig(_Section):
     """One member's network. Input normalisation is part of the model, so ε always means pixels."""
 
     backbone: str = Field("convnet", description="Name in BACKBONES.")
-    widths: Annotated[tuple[int, ...], Field(strict=False, min_length=1)] = Field(
+    widths: Annotated[tuple[Annotated[int, Field(ge=1)], ...], Field(strict=False, min_length=1)] = Field(
         (32, 64, 128), description="Channels of the convolutional blocks (convnet)."
     )
     embedding_dim: int = Field(64, ge=2, description="D.")
@@ -87,7 +87,7 @@ class AttackConfig(_Section):
 
     name: str = Field("pgd", description="Name in ATTACKS.")
     norm: Literal["linf", "l2"] = "linf"
-    epsilon: Number = Field(0.1, ge=0, description="Radius of the ball in pixel units, images in [0, 1].")
+    epsilon: Number = Field(0.2, ge=0, description="Radius of the ball in pixel units, images in [0, 1].")
     num_steps: int = Field(5, ge=1, description="Gradient steps, K.")
     step_size: Number | None = Field(None, gt=0, description="Default 2.5·ε/K (Madry et al. 2017).")
     random_start: bool = Field(True, description="Start at a uniform point of the ball.")
@@ -106,7 +106,7 @@ class DefenseConfig(_Section):
     """The training step. β, γ, λ and the rules are explained in docs/method.md."""
 
     name: str = Field("eat", description="Name in DEFENSES.")
-    adversarial_share: Number = Field(0.5, ge=0, le=1, description="β: share of the own adversarial loss.")
+    adversarial_share: Number = Field(0.75, ge=0, le=1, description="β: share of the own adversarial loss.")
     transfer_strength: Number = Field(0.5, ge=0, description="γ: weight of the transferred loss.")
     diversity_weight: Number = Field(0.0, ge=0, description="λ: weight of the diversity regulariser.")
     transfer_rule: str = Field("uniform", description="Name in TRANSFER_RULES.")
@@ -136,7 +136,7 @@ class EnsembleConfig(_Section):
 class OptimiserConfig(_Section):
     """AdamW, as in the Proxy Anchor recipe."""
 
-    learning_rate: Number = Field(1e-3, gt=0)
+    learning_rate: Number = Field(5e-4, gt=0)
     weight_decay: Number = Field(1e-4, ge=0)
     proxy_learning_rate_factor: Number = Field(100.0, gt=0, description="The proxies' learning rate is this × as high.")
     schedule: Literal["constant", "cosine", "step"] = "cosine"
@@ -147,7 +147,7 @@ class OptimiserConfig(_Section):
 class TrainConfig(_Section):
     """How long."""
 
-    epochs: int = Field(30, ge=1, description="Passes over the member's own split.")
+    epochs: int = Field(15, ge=1, description="Passes over the member's own split.")
 
 
 class EvaluationConfig(_Section):
@@ -196,9 +196,9 @@ class ClusterConfig(_Section):
 
 
 class RunConfig(_Section):
-    """One training run."""
+    """One training run. The defaults are the digits run of configs/digits.yaml."""
 
-    name: str = Field("run", pattern=r"^[A-Za-z0-9._-]+$")
+    name: str = Field("digits", pattern=r"^[A-Za-z0-9._-]+$")
     seed: int = Field(0, ge=0)
     data: DataConfig = DataConfig()
     model: ModelConfig = ModelConfig()

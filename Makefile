@@ -1,0 +1,46 @@
+# make train | test | lint | bench: each sets everything up by itself and needs only Python (3.11 or newer) and make.
+PYTHON ?= python3
+VENV   ?= .venv
+BIN    := $(VENV)/bin
+LOCK   := $(shell sha256sum requirements.lock | cut -c1-16)
+DEPS   := $(VENV)/.installed-$(LOCK)
+HERE   := $(VENV)/.package-$(shell pwd | sha256sum | cut -c1-16)
+# Threads of several processes on a few cores wait for each other by spinning; the members set their own number.
+export OMP_NUM_THREADS ?= 1
+
+.PHONY: train test lint format bench clean
+
+train: $(HERE)
+	$(BIN)/eat-dist train $(ARGS)
+
+test: $(HERE)
+	$(BIN)/python -m pytest $(ARGS)
+
+lint: $(HERE)
+	$(BIN)/ruff check eat_dist tests benchmarks
+	$(BIN)/ruff format --check eat_dist tests benchmarks
+	$(BIN)/mypy
+
+format: $(HERE)
+	$(BIN)/ruff check --fix eat_dist tests benchmarks
+	$(BIN)/ruff format eat_dist tests benchmarks
+
+bench: $(HERE)
+	$(BIN)/python benchmarks/speed.py $(ARGS)
+
+# The stamp is written last, so an installation that was interrupted is done again.
+$(DEPS): requirements.lock
+	$(PYTHON) -c "import sys; sys.exit(sys.version_info < (3, 11) and 'Python 3.11 or newer is needed')"
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade pip
+	$(BIN)/python -m pip install --quiet --requirement requirements.lock
+	touch $@
+
+# An environment may be shared by several checkouts; the package is the one used last.
+$(HERE): $(DEPS) pyproject.toml
+	$(BIN)/python -m pip install --quiet --no-deps --no-build-isolation --editable .
+	rm -f $(VENV)/.package-*
+	touch $@
+
+clean:
+	rm -rf $(VENV) build *.egg-info

@@ -1,0 +1,169 @@
+"""A checkpoint is whole or it is none, and a resumed run ends with the weights of an uninterrupted one."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pyarrow.compute as pc
+import pytest
+
+from eat_dist.checkpoint import Checkpoints
+from eat_dist.errors import CheckpointError, NonFiniteLossError
+from eat_dist.history import read_history
+from eat_dist.storage import Folder
+from runs import largest_difference, small_config, train_locally, weights
+
+
+def stop_after(iterations: int, folder: Path, *assignments: str) -> None:
+    """Train and be interrupted in the middle of an epoch."""
+
+    class StoppedError(Exception):
+        pass
+
+    def on_iteration(ensemble: object) -> None:
+        if ensemble.iteration == iterations:  # type: ignore[attr-defined]
+            raise StoppedError
+
+    with pytest.raises(StoppedError):
+        train_locally(small_config(*assignments), folder, on_iteration)
+
+
+@pytest.mark.parametrize("rule", ["uniform", "class_risk", "relay"])
+def test_a_resumed_run_ends_with_the_weights_of_an_uninterrupted_one(rule: str, tmp_path: Path) -> None:
+    rule_of = f"defense.transfer_rule={rule}"
+    train_locally(small_config(rule_of), tmp_path / "whole")
+    stop_after(13, tmp_path / "stopped", rule_of)
+
+    results = train_locally(small_config(rule_of), tmp_path / "stopped")
+
+    assert [result.resumed_from for result in results] == [10, 10, 10]
+    assert largest_difference(weights(tmp_path / "whole"), weights(tmp_path / "stopped")) == 0
+
+
+def test_a_resumed_run_has_every_iteration_on_record_once(tmp_path: Path) -> None:
+    stop_after(13, tmp_path)
+    train_locally(small_config(), tmp_path)
+
+    history = read_history(Folder.at(tmp_path / "statistics"))
+
+    assert history.num_rows == 20 * 3
+    assert sorted(set(history["iteration"].to_pylist())) == list(range(20))
+    assert pc.min(history["fooled_rate"]).as_py() >= 0
+
+
+def test_passes_are_counted_over_the_whole_run(tmp_path: Path) -> None:
+    stop_after(7, tmp_path)
+
+    (result, *_) = train_locally(small_config(), tmp_path)
+
+    # 20 iterations of 2 attack steps, the clean, the own adversarial and the received batch.
+    assert result.passes == 20 * (2 + 1 + 1 + 1)
+
+
+def test_only_the_newest_checkpoints_stay(tmp_path: Path) -> None:
+    train_locally(small_config("checkpoint.keep=2"), tmp_path)
+
+    assert Folder.at(tmp_path / "checkpoints").names() == ["00000015", "00000020"]
+
+
+@pytest.mark.parametrize("damage", ["truncated", "missing manifest", "missing member", "manifest is no JSON"])
+def test_a_damaged_checkpoint_is_passed_over_for_the_one_before(damage: str, tmp_path: Path) -> None:
+    train_locally(small_config(), tmp_path)
+    newest = tmp_path / "checkpoints" / "00000020"
+    match damage:
+        case "truncated":
+            content = (newest / "member_1.safetensors").read_bytes()
+            (newest / "member_1.safetensors").write_bytes(content[: len(content) // 2])
+        case "missing manifest":
+            (newest / "checkpoint.json").unlink()
+        case "missing member":
+            (newest / "member_2.json").unlink()
+        case _:
+            (newest / "checkpoint.json").write_text("{")
+
+    found = Checkpoints(Folder.at(tmp_path / "checkpoints"), small_config()).newest()
+
+    assert found is not None
+    assert found.iteration == 15
+    assert len(found.passed_over) == 1
+    assert "00000020 is passed over" in found.passed_over[0]
+
+
+def test_a_foreign_checkpoint_is_refused_by_name(tmp_path: Path) -> None:
+    train_locally(small_config(), tmp_path)
+    checkpoints = Checkpoints(Folder.at(tmp_path / "checkpoints"), small_config("seed=7"))
+
+    with pytest.raises(CheckpointError, match="belongs to a run with another configuration"):
+        checkpoints.newest()
+
+
+def test_where_and_how_a_run_is_tracked_does_not_make_its_checkpoints_foreign(tmp_path: Path) -> None:
+    train_locally(small_config(), tmp_path)
+    elsewhere = small_config("name=other", "cluster.max_restarts=9", "tracking.experiment=x", "checkpoint.keep=9")
+
+    found = Checkpoints(Folder.at(tmp_path / "checkpoints"), elsewhere).newest()
+
+    assert found is not None
+    assert found.iteration == 20
+
+
+def test_a_checkpoint_holds_no_pickle(tmp_path: Path) -> None:
+    train_locally(small_config("train.epochs=1"), tmp_path)
+
+    for file in (tmp_path / "checkpoints" / "00000005").iterdir():
+        assert file.suffix in {".json", ".safetensors"}
+        if file.suffix == ".json":
+            json.loads(file.read_text())
+
+
+def test_a_loss_that_is_not_finite_stops_the_run_before_any_member_uses_it(tmp_path: Path) -> None:
+    # A learning rate that overflows float32 within the second epoch.
+    config = small_config("optimiser.learning_rate=1e30", "optimiser.schedule=constant", "train.epochs=2")
+
+    with pytest.raises(NonFiniteLossError, match=r"member \d: the .* loss is (nan|inf) in epoch 1, iteration \d+"):
+        train_locally(config, tmp_path)
+
+    assert not (tmp_path / "model").exists()
+
+
+def test_the_last_good_checkpoint_is_named_when_a_loss_is_not_finite(tmp_path: Path) -> None:
+    from eat_dist.config import override
+    from eat_dist.data.datasets import load_dataset
+    from eat_dist.data.splits import make_splits
+    from eat_dist.exchange import Board, LocalExchange
+    from eat_dist.member import Member
+    from eat_dist.robustness.statistics import Policy
+
+    config = override(small_config(), "ensemble.members=1", "cluster.backend=local")
+    train = load_dataset(config.data).train
+    member = Member(
+        config,
+        train,
+        splits=make_splits(train.labels, config.ensemble.split, members=1, seed=0),
+        exchange=LocalExchange(Board(1, timeout=10), 0, policy=Policy.of(config, train.num_classes)),
+        run_folder=Folder.at(tmp_path),
+        device=train.images.device,
+        on_iteration=lambda ensemble: poison(member) if ensemble.iteration == 7 else None,
+    )
+
+    def poison(member: Member) -> None:
+        next(iter(member.model.parameters())).data.fill_(float("nan"))
+
+    with pytest.raises(NonFiniteLossError, match=r"epoch 2, iteration 7; .*checkpoints/00000005"):
+        member.run()
+
+
+def test_an_interrupted_write_leaves_no_checkpoint(tmp_path: Path) -> None:
+    """What a kill in the middle of saving leaves: one member's files, no manifest."""
+    train_locally(small_config(), tmp_path)
+    half = tmp_path / "checkpoints" / "00000025"
+    half.mkdir()
+    shutil.copy(tmp_path / "checkpoints" / "00000020" / "member_0.safetensors", half)
+
+    found = Checkpoints(Folder.at(tmp_path / "checkpoints"), small_config()).newest()
+
+    assert found is not None
+    assert found.iteration == 20
+    assert "interrupted" in found.passed_over[0]

@@ -1,0 +1,189 @@
+"""Proxy Anchor against the formula written out in loops, and what the weights mean."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+
+from eat_dist.config import LossConfig
+from eat_dist.errors import ConfigError
+from eat_dist.losses import LOSSES, make_loss
+from eat_dist.losses.proxy_anchor import ProxyAnchor
+from eat_dist.seeding import generator
+
+NUM_CLASSES, DIM = 5, 4
+LABELS = torch.tensor([0, 0, 1, 3, 3, 3, 1])  # classes 2 and 4 do not occur
+
+
+def proxy_anchor(dtype: torch.dtype = torch.float64, *, alpha: float = 32.0, seed: int = 0) -> ProxyAnchor:
+    config = LossConfig(alpha=alpha)
+    loss = make_loss(config, num_classes=NUM_CLASSES, embedding_dim=DIM, generator=generator(seed, "proxies"))
+    assert isinstance(loss, ProxyAnchor)
+    return loss.to(dtype)
+
+
+def random_embeddings(dtype: torch.dtype = torch.float64) -> torch.Tensor:
+    return torch.randn(len(LABELS), DIM, generator=generator(0, "embeddings"), dtype=dtype)
+
+
+def naive(
+    embeddings: torch.Tensor,
+    labels: torch.Tensor,
+    proxies: torch.Tensor,
+    weights: list[float] | None = None,
+    *,
+    alpha: float = 32.0,
+    delta: float = 0.1,
+) -> float:
+    """Equation (4) of Kim et al. 2020 in Python floats, one image and one proxy at a time."""
+    weights = weights or [1.0] * len(labels)
+    pull_total = push_total = 0.0
+    positive_proxies = 0
+    for proxy, direction in enumerate(proxies.tolist()):
+        pull = push = 0.0
+        occurs = False
+        for row, label, weight in zip(embeddings.tolist(), labels.tolist(), weights, strict=True):
+            dot = sum(a * b for a, b in zip(row, direction, strict=True))
+            cosine = dot / math.hypot(*row) / math.hypot(*direction)
+            if label == proxy:
+                occurs = True
+                pull += weight * math.exp(-alpha * (cosine - delta))
+            else:
+                push += weight * math.exp(alpha * (cosine + delta))
+        positive_proxies += occurs
+        pull_total += math.log(1 + pull)
+        push_total += math.log(1 + push)
+    return pull_total / positive_proxies + push_total / len(proxies)
+
+
+@pytest.mark.parametrize(("dtype", "rtol"), [(torch.float32, 2e-5), (torch.float64, 1e-12)])
+@pytest.mark.parametrize("alpha", [1.0, 32.0])
+def test_proxy_anchor_equals_the_naive_double_loop(dtype: torch.dtype, rtol: float, alpha: float) -> None:
+    loss, embeddings = proxy_anchor(dtype, alpha=alpha), random_embeddings(dtype)
+    expected = naive(embeddings, LABELS, loss.proxies, alpha=alpha)
+    assert loss(embeddings, LABELS).item() == pytest.approx(expected, rel=rtol)
+
+
+@pytest.mark.parametrize(("dtype", "rtol"), [(torch.float32, 2e-5), (torch.float64, 1e-12)])
+@pytest.mark.parametrize("alpha", [1.0, 32.0])
+def test_weighted_proxy_anchor_equals_the_naive_double_loop(dtype: torch.dtype, rtol: float, alpha: float) -> None:
+    loss, embeddings = proxy_anchor(dtype, alpha=alpha), random_embeddings(dtype)
+    weights = [0.5, 2.0, 1.0, 0.0, 3.5, 0.1, 1.0]
+    expected = naive(embeddings, LABELS, loss.proxies, weights, alpha=alpha)
+    assert loss(embeddings, LABELS, weights=torch.tensor(weights, dtype=dtype)).item() == pytest.approx(
+        expected, rel=rtol
+    )
+
+
+def test_proxy_anchor_by_hand() -> None:
+    """α = 1, δ = 0.1, two proxies on the axes, one image on the first: s = 1 to its own, 0 to the other.
+
+    log(1 + e^{−0.9}) / 1 + log(1 + e^{0.1}) / 2.
+    """
+    config = LossConfig(alpha=1)
+    loss = make_loss(config, num_classes=2, embedding_dim=2, generator=generator(0))
+    loss.proxies.data = torch.tensor([[2.0, 0.0], [0.0, 0.5]])
+    value = loss(torch.tensor([[3.0, 0.0]]), torch.tensor([0]))
+    assert value.item() == pytest.approx(math.log(1 + math.exp(-0.9)) + math.log(1 + math.exp(0.1)) / 2, rel=1e-6)
+
+
+def gradients(
+    loss: ProxyAnchor, embeddings: torch.Tensor, labels: torch.Tensor, weights: torch.Tensor | None
+) -> tuple[torch.Tensor, ...]:
+    """Value, gradient by embeddings, gradient by proxies."""
+    embeddings = embeddings.clone().requires_grad_(True)
+    value = loss(embeddings, labels, weights=weights)
+    return (value.detach(), *torch.autograd.grad(value, [embeddings, loss.proxies]))
+
+
+def test_weights_of_one_are_no_weights_in_value_and_gradient() -> None:
+    loss = proxy_anchor()
+    without = gradients(loss, random_embeddings(), LABELS, None)
+    ones = gradients(loss, random_embeddings(), LABELS, torch.ones(len(LABELS), dtype=torch.float64))
+    torch.testing.assert_close(ones, without, rtol=1e-10, atol=1e-12)
+
+
+def test_a_repeated_image_counts_twice_in_the_sums() -> None:
+    """What the loss itself does with a batch that holds every image twice is a weight of two for each."""
+    loss, embeddings = proxy_anchor(), random_embeddings()
+    twice = gradients(loss, embeddings.repeat(2, 1), LABELS.repeat(2), None)
+    weighted = gradients(loss, embeddings, LABELS, torch.full((len(LABELS),), 2.0, dtype=torch.float64))
+    torch.testing.assert_close(weighted[0], twice[0])
+    torch.testing.assert_close(weighted[1], twice[1][: len(LABELS)] + twice[1][len(LABELS) :])
+    torch.testing.assert_close(weighted[2], twice[2])
+
+
+def test_weight_two_of_one_image_is_that_image_repeated() -> None:
+    loss, embeddings = proxy_anchor(), random_embeddings()
+    repeated = loss(torch.cat([embeddings, embeddings[3:4]]), torch.cat([LABELS, LABELS[3:4]]))
+    weights = torch.ones(len(LABELS), dtype=torch.float64)
+    weights[3] = 2
+    torch.testing.assert_close(loss(embeddings, LABELS, weights=weights), repeated)
+    assert repeated.item() != pytest.approx(loss(embeddings, LABELS).item(), rel=1e-4)
+
+
+def test_a_weight_of_zero_drops_the_image_and_a_small_one_nearly_does() -> None:
+    """Of a class that others keep in the batch: |P⁺| counts the classes of the batch, whatever their weights."""
+    loss, embeddings = proxy_anchor(), random_embeddings()
+    dropped = torch.arange(len(LABELS)) != 4
+    without = gradients(loss, embeddings[dropped], LABELS[dropped], None)
+    for weight, tolerance in ((0.0, 1e-12), (1e-14, 1e-6)):
+        weights = dropped.to(torch.float64).clamp_min(weight)
+        value, by_embeddings, by_proxies = gradients(loss, embeddings, LABELS, weights)
+        torch.testing.assert_close(value, without[0], rtol=tolerance, atol=0)
+        torch.testing.assert_close(by_embeddings[dropped], without[1], rtol=tolerance, atol=tolerance)
+        torch.testing.assert_close(by_proxies, without[2], rtol=tolerance, atol=tolerance)
+        assert float(by_embeddings[4].abs().max()) <= tolerance
+
+
+@pytest.mark.parametrize("weighted", [True, False])
+def test_gradients_are_those_of_finite_differences(weighted: bool) -> None:
+    loss = proxy_anchor(alpha=4.0)
+    weights = torch.tensor([0.5, 2.0, 1.0, 0.0, 3.5, 0.1, 1.0], dtype=torch.float64) if weighted else None
+    embeddings = random_embeddings().requires_grad_(True)
+
+    def value(embeddings: torch.Tensor, _: torch.Tensor) -> torch.Tensor:  # proxies are perturbed in place
+        return loss(embeddings, LABELS, weights=weights)
+
+    assert torch.autograd.gradcheck(value, (embeddings, loss.proxies))
+
+
+def test_large_scales_overflow_neither_value_nor_gradient() -> None:
+    """α = 1,000 makes e^{α(s + δ)} infinite in float32; the log-sum-exp must not."""
+    loss, embeddings = proxy_anchor(torch.float32, alpha=1000.0), random_embeddings(torch.float32)
+    for weights in (None, torch.ones(len(LABELS))):
+        assert all(bool(part.isfinite().all()) for part in gradients(loss, embeddings, LABELS, weights))
+
+
+def test_proxies_are_drawn_from_the_generator_alone() -> None:
+    torch.manual_seed(0)
+    first = proxy_anchor(seed=1).proxies
+    torch.manual_seed(1)
+    assert torch.equal(proxy_anchor(seed=1).proxies, first)
+    assert not torch.equal(proxy_anchor(seed=2).proxies, first)
+
+
+def test_proxies_are_kaiming_normal_with_fan_out() -> None:
+    """Standard deviation √(2 / number of proxies), as in the official code; 200 · 64 draws: standard error 0.6 %."""
+    loss = make_loss(LossConfig(), num_classes=200, embedding_dim=64, generator=generator(0))
+    assert loss.proxies.std().item() == pytest.approx(math.sqrt(2 / 200), rel=0.03)
+    assert [name for name, _ in loss.named_parameters()] == ["proxies"]
+
+
+def test_similarities_are_cosines() -> None:
+    loss, embeddings = proxy_anchor(), random_embeddings()
+    similarities = loss.similarities(embeddings)
+    assert similarities.shape == (len(LABELS), NUM_CLASSES)
+    for row, column in ((0, 0), (3, 2), (6, 4)):
+        a, b = embeddings[row].tolist(), loss.proxies[column].tolist()
+        expected = sum(x * y for x, y in zip(a, b, strict=True)) / math.hypot(*a) / math.hypot(*b)
+        assert similarities[row, column].item() == pytest.approx(expected, rel=1e-12)
+    torch.testing.assert_close(loss.similarities(7 * embeddings), similarities)
+
+
+def test_an_unknown_loss_names_the_known_ones() -> None:
+    assert list(LOSSES) == sorted(LOSSES)
+    with pytest.raises(ConfigError, match=r"no loss is called 'proxy_ancor'; known: .*Did you mean 'proxy_anchor'\?"):
+        make_loss(LossConfig(name="proxy_ancor"), num_classes=2, embedding_dim=2, generator=generator(0))
