@@ -54,6 +54,7 @@ def main() -> None:
     parser.add_argument("--data", default="../shared/data/omniglot", help="folder of the two archives")
     parser.add_argument("--out", default="bench/omniglot", help="folder of the runs")
     parser.add_argument("--epochs", type=int, default=15)
+    parser.add_argument("--widths", type=int, nargs="+", default=[16, 32, 64], help="of the three convolutions")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--rows", nargs="*", choices=list(ROWS), default=list(ROWS))
     arguments = parser.parse_args()
@@ -74,6 +75,7 @@ def train(name: str, seed: int, out: Path, arguments: argparse.Namespace) -> Non
         [
             f"data.root={arguments.data}",
             f"seed={seed}",
+            f"model.widths={arguments.widths}",
             f"train.epochs={round(arguments.epochs * row.epochs_factor)}",
             "evaluation.objectives=[nearest_wrong_centroid,random_wrong_centroid]",
             "evaluation.kmeans_seeds=3",

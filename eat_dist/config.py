@@ -23,7 +23,7 @@ def _number(value: Any) -> Any:
         except (ValueError, ZeroDivisionError):
             return value
         return number
-    return float(value) if isinstance(value, int) and not isinstance(value, bool) else value
+    return value
 
 
 Number = Annotated[float, BeforeValidator(_number), Field(allow_inf_nan=False)]

@@ -63,7 +63,10 @@ class Folder:
     def names(self) -> list[str]:
         """Sorted names of the files and folders directly inside; empty where the folder does not exist."""
         selector = fs.FileSelector(self.path, allow_not_found=True)
-        return sorted(info.base_name for info in self.filesystem.get_file_info(selector))
+        try:
+            return sorted(info.base_name for info in self.filesystem.get_file_info(selector))
+        except OSError as error:
+            raise StorageError(f"cannot list '{self}': {_reason(error)}") from error
 
     def create(self) -> None:
         """Make the folder and its parents.
@@ -127,12 +130,19 @@ class Folder:
         self.write(name, (json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False) + "\n").encode())
 
     def delete(self, name: str = "") -> None:
-        """Delete a file or a whole folder; nothing happens where it is not there."""
-        kind = self._info(name).type
-        if kind == fs.FileType.Directory:
-            self.filesystem.delete_dir(self.file(name) if name else self.path)
-        elif kind == fs.FileType.File:
-            self.filesystem.delete_file(self.file(name))
+        """Delete a file or a whole folder; nothing happens where it is not there.
+
+        Raises:
+            StorageError: It cannot be deleted.
+        """
+        try:
+            kind = self._info(name).type
+            if kind == fs.FileType.Directory:
+                self.filesystem.delete_dir(self.file(name) if name else self.path)
+            elif kind == fs.FileType.File:
+                self.filesystem.delete_file(self.file(name))
+        except OSError as error:
+            raise StorageError(f"cannot delete '{self}/{name}': {_reason(error)}") from error
 
     def _info(self, name: str) -> fs.FileInfo:
         return self.filesystem.get_file_info(self.file(name) if name else self.path)

@@ -175,7 +175,7 @@ def test_fgsm_is_the_image_plus_epsilon_times_the_sign_of_the_gradient() -> None
     model, loss, images = small_model().eval(), small_loss(), small_images().requires_grad_(True)
     (gradient,) = torch.autograd.grad(loss(model(images), LABELS), images)
     expected = (images + 0.1 * gradient.sign()).clamp(0, 1)
-    config = AttackConfig(name="fgsm", epsilon=0.1, num_steps=7, step_size=0.9)  # the last two have no meaning
+    config = AttackConfig(name="fgsm", epsilon=0.1, num_steps=7, step_size=0.01)  # the last two have no meaning
     assert ATTACKS["fgsm"](config).num_steps == 1
     torch.testing.assert_close(craft(config, model, batch_loss(loss, LABELS)), expected.detach(), rtol=0, atol=1e-7)
 

@@ -26,7 +26,7 @@ from eat_dist.robustness.statistics import EnsembleStatistics, Policy
 from eat_dist.seeding import generator
 
 CLASSES, STEPS, EPSILON, STEP_SIZE = 4, 4, 0.1, 0.04
-ATTACK = ATTACKS["pgd"](AttackConfig(epsilon=EPSILON, num_steps=STEPS, step_size=STEP_SIZE))
+ATTACK = ATTACKS["pgd"](AttackConfig(epsilon=EPSILON, num_steps=STEPS, step_size=STEP_SIZE, random_start=True))
 # Every member has its own classes in its batch, so that mixing up labels shows.
 LABELS = [
     torch.tensor(labels) for labels in ([0, 0, 1, 1, 2, 2, 3, 3], [1, 1, 1, 2, 2, 3, 3, 3], [3, 3, 0, 0, 0, 2, 2, 1])
@@ -42,7 +42,7 @@ class Case:
     """Members with a batch each, their twins, and the naive form of what members do."""
 
     def __init__(self, members: int, **defense: object) -> None:
-        self.config = DefenseConfig(**{"momentum": 0.5, **defense})  # type: ignore[arg-type]
+        self.config = DefenseConfig(**{"momentum": 0.5, "adversarial_share": 0.5, **defense})  # type: ignore[arg-type]
         rule = self.config.transfer_rule if self.config.name == "eat" else "none"
         policy = Policy(members, CLASSES, rule, self.config.peers, self.config.temperature, self.config.momentum)
         self.start = EnsembleStatistics.initial(policy)
@@ -53,10 +53,12 @@ class Case:
         self.attackers = [(copy.deepcopy(model).eval(), loss) for model, loss in self.twins]
 
     def _learner(self, rank: int, policy: Policy) -> Learner:
-        config = ModelConfig(widths=(4, 6), embedding_dim=5)
+        config = ModelConfig(backbone="convnet", widths=(4, 6), embedding_dim=5)
         model = build_embedder(config, in_channels=1, generator=generator("weights", rank)).double().train()
         model(torch.rand(16, 1, 8, 8, generator=generator("warm-up", rank), dtype=torch.float64))
-        loss = make_loss(LossConfig(), num_classes=CLASSES, embedding_dim=5, generator=generator("proxies", rank))
+        loss = make_loss(
+            LossConfig(alpha=32, margin=0.1), num_classes=CLASSES, embedding_dim=5, generator=generator("proxies", rank)
+        )
         return Learner(
             rank,
             model,
@@ -292,8 +294,11 @@ def test_eat_without_anybody_to_hear_from_is_pgd_at_bit_for_bit(members: int, ru
 
 
 def test_steps_repeat_themselves_and_rules_differ() -> None:
-    first = gradients(Case(3, transfer_rule="uniform"))
-    assert all(torch.equal(a, b) for a, b in zip(first, gradients(Case(3, transfer_rule="uniform")), strict=True))
+    first = gradients(Case(3, transfer_rule="uniform", transfer_strength=0.5))
+    assert all(
+        torch.equal(a, b)
+        for a, b in zip(first, gradients(Case(3, transfer_rule="uniform", transfer_strength=0.5)), strict=True)
+    )
     for rule in ("none", "class_risk", "relay", "joint"):
         other = gradients(Case(3, transfer_rule=rule))
         assert not any(torch.equal(a, b) for a, b in zip(first, other, strict=True))
@@ -304,10 +309,10 @@ def test_the_loss_falls_when_steps_are_repeated_on_the_same_batch(rule: str) -> 
     name = rule if rule in DEFENSES else "eat"
     case = Case(2, name=name, transfer_rule=rule if name == "eat" else "none")
     optimisers = [
-        torch.optim.Adam([*learner.model.parameters(), learner.loss.proxies], lr=0.02) for learner in case.learners
+        torch.optim.Adam([*learner.model.parameters(), learner.loss.proxies], lr=0.03) for learner in case.learners
     ]
     losses = []
-    for _ in range(20):
+    for _ in range(10):
         results = case.step()
         losses.append([entry.clean_loss for entry in results[0].ensemble.members])
         case.start = results[0].ensemble
@@ -318,7 +323,7 @@ def test_the_loss_falls_when_steps_are_repeated_on_the_same_batch(rule: str) -> 
 
 
 def test_the_error_of_the_member_that_failed_is_the_one_that_is_raised() -> None:
-    case = Case(3, transfer_rule="uniform")
+    case = Case(3, transfer_rule="uniform", transfer_strength=0.5)
     case.batches[1] = Batch(case.batches[1].images, LABELS[1] + CLASSES, torch.arange(8))
     with pytest.raises(RuntimeError, match="Class values must be smaller than num_classes"):
         case.step()

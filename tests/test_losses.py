@@ -18,7 +18,7 @@ LABELS = torch.tensor([0, 0, 1, 3, 3, 3, 1])  # classes 2 and 4 do not occur
 
 
 def proxy_anchor(dtype: torch.dtype = torch.float64, *, alpha: float = 32.0, seed: int = 0) -> ProxyAnchor:
-    config = LossConfig(alpha=alpha)
+    config = LossConfig(alpha=alpha, margin=0.1)
     loss = make_loss(config, num_classes=NUM_CLASSES, embedding_dim=DIM, generator=generator(seed, "proxies"))
     assert isinstance(loss, ProxyAnchor)
     return loss.to(dtype)
@@ -82,7 +82,7 @@ def test_proxy_anchor_by_hand() -> None:
 
     log(1 + e^{−0.9}) / 1 + log(1 + e^{0.1}) / 2.
     """
-    config = LossConfig(alpha=1)
+    config = LossConfig(alpha=1, margin=0.1)
     loss = make_loss(config, num_classes=2, embedding_dim=2, generator=generator(0))
     loss.proxies.data = torch.tensor([[2.0, 0.0], [0.0, 0.5]])
     value = loss(torch.tensor([[3.0, 0.0]]), torch.tensor([0]))

@@ -21,7 +21,7 @@ from eat_dist.models import EmbeddingEnsemble, EnsembleSpec, build_embedder, loa
 from eat_dist.models.ensemble import cpu_state, load_spec, weights_digest
 from eat_dist.seeding import derive_seed, generator
 
-SMALL = ModelConfig(widths=(4, 8), embedding_dim=5)
+SMALL = ModelConfig(widths=(4, 8), embedding_dim=5, mean=0.5, std=0.5)
 
 
 def member(rank: int = 0, config: ModelConfig = SMALL, channels: int = 1) -> nn.Module:
@@ -94,13 +94,17 @@ def test_initial_weights_are_kaiming_normal_with_fan_out() -> None:
 def test_the_convnet_has_the_parameters_counted_by_hand() -> None:
     """3×3 convolutions without bias 1→4 and 4→8: 36 + 288; BatchNorm 2·4 + 2·8; head 8·5 + 5."""
     assert sum(parameter.numel() for parameter in member().parameters()) == 36 + 288 + 8 + 16 + 45
-    model = build_embedder(ModelConfig(), in_channels=1, generator=generator(0))  # 32, 64, 128 → 64
+    model = build_embedder(
+        ModelConfig(widths=(32, 64, 128), embedding_dim=64), in_channels=1, generator=generator(0)
+    )  # 32, 64, 128 → 64
     by_hand = 9 * (32 + 32 * 64 + 64 * 128) + 2 * (32 + 64 + 128) + 128 * 64 + 64
     assert sum(parameter.numel() for parameter in model.parameters()) == by_hand == 101_152
 
 
 def test_all_blocks_of_the_convnet_but_the_last_halve_the_resolution() -> None:
-    backbone = build_embedder(ModelConfig(), in_channels=3, generator=generator(0)).backbone
+    backbone = build_embedder(
+        ModelConfig(widths=(32, 64, 128), embedding_dim=64), in_channels=3, generator=generator(0)
+    ).backbone
     assert backbone(torch.rand(2, 3, 28, 28)).shape == (2, 128, 7, 7)
     assert backbone(torch.rand(2, 3, 9, 9)).shape == (2, 128, 3, 3)  # 9 → 5 → 3
     assert backbone.out_channels == 128

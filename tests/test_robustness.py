@@ -270,12 +270,14 @@ def test_a_members_statistics_stay_below_10_kb_with_11318_classes() -> None:
 
 
 def test_the_policy_follows_the_defense() -> None:
-    assert Policy.of(load_config(None, ["defense.transfer_rule=hardest", "defense.peers=2"]), 5) == Policy(
-        members=3, num_classes=5, rule="hardest", peers=2, temperature=1.0, momentum=0.9
+    defense = ["transfer_rule=hardest", "peers=2", "temperature=3", "momentum=0.25"]
+    assignments = ["ensemble.members=4", "defense.name=eat", *(f"defense.{value}" for value in defense)]
+    assert Policy.of(load_config(None, assignments), 5) == Policy(
+        members=4, num_classes=5, rule="hardest", peers=2, temperature=3.0, momentum=0.25
     )
-    alone = Policy.of(load_config(None, ["defense.name=pgd_at"]), 5)
+    alone = Policy.of(load_config(None, [*assignments, "defense.name=pgd_at"]), 5)
     assert alone.rule == "none"
-    assert alone.plan(0).sources == ((), (), ())
+    assert alone.plan(0).sources == ((), (), (), ())
     for rule, traffic in {"none": 0, "joint": 0, "uniform": 1, "hardest": 1, "class_risk": 1, "relay": 1}.items():
         assert [len(sources) for sources in policy(3, rule=rule).plan(0).sources] == [traffic] * 3
 
@@ -300,7 +302,7 @@ def test_alignment_by_hand() -> None:
 
 
 def test_alignment_is_the_mean_over_images_with_classes_of_their_own() -> None:
-    own = torch.tensor([[0.9, 1.0, 0.0, -1.0], [1.0, 0.0, 0.9, -1.0]])
+    own = torch.tensor([[0.9, 1.0, 0.0, -1.0], [4.0, 3.0, 0.9, 2.0]])  # each image on a level of its own
     senders = torch.tensor([[0.9, 0.0, 1.0, -1.0], [1.0, 0.0, -0.9, -1.0]])
     assert float(wrong_class_alignment(own, senders, torch.tensor([0, 2]))) == pytest.approx((0.25 + 1) / 2)
 

@@ -107,6 +107,9 @@ def load_spec(folder: Folder | str | os.PathLike[str]) -> EnsembleSpec:
         if content["schema"] != SCHEMA:
             raise StorageError(f"'{opened}/ensemble.json' has schema {content['schema']}; this version reads {SCHEMA}")
         channels, height, width = content["image_shape"]
+        numbers = (channels, height, width, content["members"])
+        if not all(isinstance(number, int) and number > 0 for number in numbers):
+            raise ValueError(f"image_shape and members must be positive whole numbers; got {numbers}")
         model = ModelConfig.model_validate_json(json.dumps(content["model"]))
         return EnsembleSpec(model, (channels, height, width), content["members"])
     except (KeyError, TypeError, ValueError) as error:
