@@ -28,12 +28,13 @@ SCHEMA = pa.schema(
         ("shared_vulnerability", pa.float32()),
         ("coordinator_wait_ms", pa.float32()),
         ("exchange_wait_ms", pa.float32()),
+        ("iteration_ms", pa.float32()),
     ]
 )
 
 
 def rows(ensemble: EnsembleStatistics, *, epoch: int, learning_rate: float) -> list[dict[str, Any]]:
-    """One row a member of the iteration that was just merged. ``gradient_norm`` and waits are of the one before."""
+    """One row a member of the iteration that was just merged. ``gradient_norm`` and times are of the one before."""
     return [
         {
             "iteration": entry.iteration,
@@ -51,6 +52,7 @@ def rows(ensemble: EnsembleStatistics, *, epoch: int, learning_rate: float) -> l
             "shared_vulnerability": ensemble.shared_vulnerability,
             "coordinator_wait_ms": entry.coordinator_wait * 1000,
             "exchange_wait_ms": entry.exchange_wait * 1000,
+            "iteration_ms": entry.iteration_time * 1000,
         }
         for entry in ensemble.members
     ]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -172,7 +173,7 @@ class Member:
         return MemberResult(self.passes, self.iteration, resumed_from, passed_over)
 
     def _step(self, history: HistoryWriter | None) -> None:
-        iteration = self.iteration
+        begin, iteration = time.perf_counter(), self.iteration
         factor = self.schedule.learning_rate_factor(self.config.optimiser, iteration)
         for group, base in zip(self.optimiser.param_groups, self.base_rates, strict=True):
             group["lr"] = base * factor
@@ -181,7 +182,7 @@ class Member:
         result = DEFENSES[self.config.defense.name](self.learner, batch, self.ensemble)
         self._refuse_non_finite(result.ensemble)
         self.learner.last_gradient_norm = _gradient_norm(self.optimiser)
-        self.learner.last_waits = (result.waits.coordinator, result.waits.exchange)
+        self.learner.last_waits = result.waits
         self.optimiser.step()
         self.ensemble = result.ensemble
         self.passes += result.passes
@@ -190,6 +191,7 @@ class Member:
             history.add(rows(result.ensemble, epoch=epoch, learning_rate=rate))
         if self.on_iteration is not None:
             self.on_iteration(result.ensemble)
+        self.learner.last_time = time.perf_counter() - begin
 
     def _generator(self, purpose: str) -> torch.Generator:
         return generator(self.config.seed, purpose, self.rank, self.iteration, device=self.device)

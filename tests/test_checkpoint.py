@@ -13,7 +13,7 @@ from eat_dist.checkpoint import Checkpoints
 from eat_dist.errors import CheckpointError, NonFiniteLossError
 from eat_dist.history import read_history
 from eat_dist.storage import Folder
-from runs import largest_difference, small_config, train_locally, weights
+from small_runs import largest_difference, small_config, train_locally, weights
 
 
 def stop_after(iterations: int, folder: Path, *assignments: str) -> None:

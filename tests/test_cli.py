@@ -271,6 +271,40 @@ def test_more_members_than_the_cluster_can_place_is_one_line_with_the_arithmetic
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.ray
+@pytest.mark.slow
+def test_the_command_trains_on_ray_to_the_weights_of_an_in_process_run(
+    run: Callable[..., tuple[int, str, str]], tmp_path: Path, ray_session: None
+) -> None:
+    """Slow: Ray Train needs ten to twenty seconds to start three workers."""
+    plain = ["tracking.enabled=false", "evaluation.protocol=none"]
+
+    code, _, error = run("train", *settings("cluster.backend=ray", *plain), "--run-dir", "ray")
+    assert code == 0, error
+    assert run("train", *settings(*plain), "--run-dir", "local")[0] == 0
+
+    summaries = [json.loads((tmp_path / name / "summary.json").read_text()) for name in ("ray", "local")]
+    assert summaries[0]["weights_sha256"] == summaries[1]["weights_sha256"]
+    assert summaries[0]["passes"] == summaries[1]["passes"]
+    assert not (tmp_path / "ray" / "ray").exists()  # Ray Train's own folder is gone when the run is over
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+def test_a_member_whose_loss_is_not_finite_stops_a_ray_run_with_its_own_words(
+    run: Callable[..., tuple[int, str, str]], tmp_path: Path, ray_session: None
+) -> None:
+    """Slow: as above. The error crosses from a worker to the command unchanged, and no restart is tried."""
+    diverging = ["optimiser.learning_rate=1e30", "optimiser.schedule=constant", "tracking.enabled=false"]
+
+    code, _, error = run("train", *settings("cluster.backend=ray", *diverging), "--run-dir", "out")
+
+    assert code == 2
+    assert_one_line(error)
+    assert "loss is nan" in error
+    assert not (tmp_path / "out" / "summary.json").exists()
+
+
 def test_train_evaluate_embed_and_resume_work_on_one_run(
     run: Callable[..., tuple[int, str, str]], tmp_path: Path
 ) -> None:

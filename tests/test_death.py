@@ -8,10 +8,10 @@ from pathlib import Path
 
 import psutil
 import pytest
-from runs import largest_difference, small_config, train_locally, weights
 
 from eat_dist.config import RunConfig
 from eat_dist.storage import Folder
+from small_runs import largest_difference, small_config, train_locally, weights
 
 # Killed once this many iterations are done: in the middle of the third of four epochs of five.
 KILL_AFTER = 12

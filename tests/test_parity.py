@@ -5,10 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from runs import largest_difference, small_config, train_locally, weights
 
 from eat_dist.config import RunConfig
 from eat_dist.storage import Folder
+from small_runs import largest_difference, small_config, train_locally, weights
 
 RULES = {
     "uniform": ["defense.transfer_rule=uniform", "defense.diversity_weight=0.5"],

@@ -20,6 +20,14 @@ from eat_dist.robustness.statistics import ClassCounts, EnsembleStatistics, Memb
 
 
 @dataclass
+class Waits:
+    """Seconds a step stood still."""
+
+    coordinator: float = 0.0
+    exchange: float = 0.0
+
+
+@dataclass
 class Learner:
     """One member as a training step sees it.
 
@@ -32,7 +40,8 @@ class Learner:
         config: β, γ, λ and the rule.
         generator: purpose → a generator seeded for this member, iteration and purpose, on the model's device.
         last_gradient_norm: Of the previous update.
-        last_waits: Seconds (coordinator, exchange) of the previous iteration.
+        last_waits: Where the previous iteration stood still.
+        last_time: Seconds the previous iteration took.
     """
 
     rank: int
@@ -43,15 +52,8 @@ class Learner:
     config: DefenseConfig
     generator: Callable[[str], torch.Generator]
     last_gradient_norm: float | None = None
-    last_waits: tuple[float, float] = (0.0, 0.0)
-
-
-@dataclass
-class Waits:
-    """Seconds a step stood still."""
-
-    coordinator: float = 0.0
-    exchange: float = 0.0
+    last_waits: Waits = field(default_factory=Waits)
+    last_time: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -148,6 +150,7 @@ def statistics_of(
         gradient_norm=learner.last_gradient_norm,
         received=received,
         by_class=by_class,
-        coordinator_wait=learner.last_waits[0],
-        exchange_wait=learner.last_waits[1],
+        coordinator_wait=learner.last_waits.coordinator,
+        exchange_wait=learner.last_waits.exchange,
+        iteration_time=learner.last_time,
     )

@@ -66,6 +66,11 @@ class EnsembleSpec:
     image_shape: tuple[int, int, int]
     members: int
 
+    def __post_init__(self) -> None:
+        numbers = (*self.image_shape, self.members)
+        if not all(isinstance(number, int) and number > 0 for number in numbers):
+            raise ValueError(f"image_shape and members must be positive whole numbers; got {numbers}")
+
     def build(self) -> EmbeddingEnsemble:
         """An ensemble of this form with arbitrary weights."""
         return EmbeddingEnsemble([Embedder(self.model, self.image_shape[0]) for _ in range(self.members)])
@@ -107,9 +112,6 @@ def load_spec(folder: Folder | str | os.PathLike[str]) -> EnsembleSpec:
         if content["schema"] != SCHEMA:
             raise StorageError(f"'{opened}/ensemble.json' has schema {content['schema']}; this version reads {SCHEMA}")
         channels, height, width = content["image_shape"]
-        numbers = (channels, height, width, content["members"])
-        if not all(isinstance(number, int) and number > 0 for number in numbers):
-            raise ValueError(f"image_shape and members must be positive whole numbers; got {numbers}")
         model = ModelConfig.model_validate_json(json.dumps(content["model"]))
         return EnsembleSpec(model, (channels, height, width), content["members"])
     except (KeyError, TypeError, ValueError) as error:

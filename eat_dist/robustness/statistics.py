@@ -71,6 +71,7 @@ class MemberStatistics:
         by_class: Counts of the own adversarial batch, for its classes alone.
         coordinator_wait: Seconds the previous iteration stood still for the merged statistics.
         exchange_wait: Seconds it stood still for peers' batches.
+        iteration_time: Seconds it took in all.
     """
 
     member: int
@@ -85,6 +86,7 @@ class MemberStatistics:
     by_class: ClassCounts | None = None
     coordinator_wait: float = 0.0
     exchange_wait: float = 0.0
+    iteration_time: float = 0.0
 
     def losses(self) -> dict[str, float]:
         """Every loss that was measured, by name."""
