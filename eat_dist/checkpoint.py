@@ -63,7 +63,8 @@ def fingerprint(config: RunConfig) -> str:
             name: type(getattr(config, name))()
             for name in ("tracking", "evaluation", "checkpoint", "cluster")  # where and how often, not what
         }
-        | {"name": "run"}
+        # Where the data lies does not matter; what is in it is the dataset's name's business.
+        | {"name": "run", "data": config.data.model_copy(update={"root": None})}
     )
     return hashlib.sha256(dump_config(decides).encode()).hexdigest()
 
@@ -121,12 +122,14 @@ class Checkpoints:
             self.folder.delete(name)
 
     def newest(self) -> Found | None:
-        """The newest good checkpoint of this run; None where the folder holds none at all.
+        """The newest good checkpoint of this run; None where none was ever completed.
 
         Raises:
-            CheckpointError: There are folders, but none is a good checkpoint of this run.
+            CheckpointError: Some were completed, but none is a good checkpoint of this run.
         """
         passed_over: list[str] = []
+        if not any(self.folder.child(name).exists(MANIFEST) for name in self._names()):
+            return None  # a death while the first was being written: the run begins again
         for name in reversed(self._names()):
             fault = self._fault(name)
             if fault is None:

@@ -147,7 +147,7 @@ class OptimiserConfig(_Section):
 class TrainConfig(_Section):
     """How long."""
 
-    epochs: int = Field(15, ge=1, description="Passes over the member's own split.")
+    epochs: int = Field(15, ge=1, description="Of ⌈largest split / batch_size⌉ iterations.")
 
 
 class EvaluationConfig(_Section):
@@ -188,7 +188,7 @@ class ClusterConfig(_Section):
     backend: Literal["ray", "local"] = Field("ray", description="local: all members in this process, without Ray.")
     address: str | None = Field(None, description="Ray cluster to join; default: RAY_ADDRESS or a new local one.")
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="auto: GPUs where the cluster has them.")
-    cpus_per_member: Number | None = Field(None, gt=0, description="Default: an equal share of the cluster's CPUs.")
+    cpus_per_member: Number | None = Field(None, gt=0, description="Default: an equal share of the CPUs; none on GPUs.")
     gpus_per_member: Number = Field(1.0, gt=0, le=8, description="Fractions share a GPU, over gloo then.")
     threads_per_member: int | None = Field(None, ge=1, description="torch threads; default: the member's whole CPUs.")
     gather_timeout: Number = Field(300.0, gt=0, description="Seconds until a late member is an error.")
@@ -227,8 +227,12 @@ def _disagreements(config: RunConfig) -> Iterable[str]:
         if defense.peers > members - 1:
             yield f"defense.peers must be at most members − 1 = {members - 1}; got {defense.peers}"
         if defense.transfer_rule == "relay":
-            if config.attack.num_steps < 2:
-                yield "the rule 'relay' shares the attack's steps, so attack.num_steps must be at least 2; got 1"
+            steps = 1 if config.attack.name == "fgsm" else config.attack.num_steps
+            if steps < 2:
+                yield (
+                    f"the rule 'relay' shares the attack's steps, so attack.num_steps must be at least 2 (and fgsm has "
+                    f"one); got {config.attack.name} with {config.attack.num_steps}"
+                )
             elif defense.relay_steps is not None and defense.relay_steps >= config.attack.num_steps:
                 yield (
                     f"defense.relay_steps must leave steps to the receiver: below attack.num_steps = "

@@ -32,7 +32,7 @@ def embed_files(
     Args:
         run_folder: A finished run.
         paths: Image files; a folder stands for all files in it.
-        output: Parquet file to write.
+        output: Parquet file to write, a path or URL.
         on_bad_image: What an undecodable image does.
         device: Where to compute.
         batch_size: Images of a forward pass.
@@ -45,7 +45,8 @@ def embed_files(
         StorageError: The run or the output folder cannot be used.
     """
     model = run_folder.child("model")
-    channels, size, _ = load_spec(model).image_shape
+    spec = load_spec(model)
+    channels, size, _ = spec.image_shape
     files = _files(paths)
     images, skipped = decode_images(
         files,
@@ -57,7 +58,8 @@ def embed_files(
     if not images:
         raise DataError(f"none of the {len(files)} images could be decoded, e.g. '{skipped[0]}'")
     ensemble = load_ensemble(model).to(device)
-    names, tensors = list(images), list(images.values())
+    names = list(images)
+    tensors = [255 - image if spec.inverted else image for image in images.values()]
     embeddings = torch.cat(
         [
             embed_batch(ensemble, torch.stack(tensors[i : i + batch_size]).to(device).float() / 255)
@@ -67,8 +69,8 @@ def embed_files(
     column = pa.FixedSizeListArray.from_arrays(pa.array(embeddings.flatten().numpy()), embeddings.shape[1])
     buffer = io.BytesIO()
     pq.write_table(pa.table({"path": names, "embedding": column}), buffer)
-    target = Path(output)
-    Folder.at(str(target.parent)).write(target.name, buffer.getvalue())
+    parent, _, name = output.rpartition("/")
+    Folder.at(parent or ".").write(name, buffer.getvalue())
     return len(names), tuple(skipped)
 
 

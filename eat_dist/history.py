@@ -73,7 +73,8 @@ class HistoryWriter:
         self.folder = folder
         self._rows: list[dict[str, Any]] = []
         for name in folder.names():
-            if name.endswith(".parquet") and int(name.removesuffix(".parquet")) >= iteration:
+            first = name.removesuffix(".parquet")
+            if first.isdigit() and int(first) >= iteration:
                 folder.delete(name)
 
     def add(self, new: list[dict[str, Any]]) -> None:

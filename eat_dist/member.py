@@ -181,7 +181,10 @@ class Member:
         batch = self.train.batch(self.split[self.sampler.batch_indices(iteration)], self.device)
         result = DEFENSES[self.config.defense.name](self.learner, batch, self.ensemble)
         self._refuse_non_finite(result.ensemble)
-        self.learner.last_gradient_norm = _gradient_norm(self.optimiser)
+        norm = _gradient_norm(self.optimiser)
+        if not math.isfinite(norm):
+            raise self._not_finite(self.rank, iteration, f"gradient norm is {norm}")
+        self.learner.last_gradient_norm = norm
         self.learner.last_waits = result.waits
         self.optimiser.step()
         self.ensemble = result.ensemble
@@ -201,13 +204,15 @@ class Member:
         for entry in merged.members:
             for name, value in entry.losses().items():
                 if not math.isfinite(value):
-                    kept = self.checkpoints.newest_name()
-                    raise NonFiniteLossError(
-                        f"member {entry.member}: the {name} loss is {value} in epoch "
-                        f"{self.schedule.epoch(entry.iteration) + 1}, iteration {entry.iteration}; lower "
-                        f"optimiser.learning_rate. "
-                        + (f"The last good checkpoint is '{kept}'." if kept else "There is no checkpoint yet.")
-                    )
+                    raise self._not_finite(entry.member, entry.iteration, f"{name} loss is {value}")
+
+    def _not_finite(self, member: int, iteration: int, what: str) -> NonFiniteLossError:
+        kept = self.checkpoints.newest_name()
+        return NonFiniteLossError(
+            f"member {member}: the {what} in epoch {self.schedule.epoch(iteration) + 1}, iteration {iteration}; lower "
+            f"optimiser.learning_rate. "
+            + (f"The last good checkpoint is '{kept}'." if kept else "There is no checkpoint yet.")
+        )
 
     def _checkpoint_is_due(self) -> bool:
         if self.iteration % self.schedule.iterations_per_epoch:

@@ -219,7 +219,7 @@ class _Run:
         for line in () if resumed else results[0].passed_over:
             self.console.warn(line)
         shape = tuple(self.data.train.images.shape[1:])
-        spec = EnsembleSpec(config.model, (shape[0], shape[1], shape[2]), config.ensemble.members)
+        spec = EnsembleSpec(config.model, (shape[0], shape[1], shape[2]), config.ensemble.members, self.data.inverted)
         save_spec(folder.child("model"), spec)
         digest = weights_digest(
             [load_safetensors(folder.read(f"model/{member_file(rank)}")) for rank in range(spec.members)]

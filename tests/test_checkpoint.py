@@ -9,7 +9,7 @@ from pathlib import Path
 import pyarrow.compute as pc
 import pytest
 
-from eat_dist.checkpoint import Checkpoints
+from eat_dist.checkpoint import Checkpoints, fingerprint
 from eat_dist.errors import CheckpointError, NonFiniteLossError
 from eat_dist.history import read_history
 from eat_dist.storage import Folder
@@ -153,6 +153,23 @@ def test_the_last_good_checkpoint_is_named_when_a_loss_is_not_finite(tmp_path: P
 
     with pytest.raises(NonFiniteLossError, match=r"epoch 2, iteration 7; .*checkpoints/00000005"):
         member.run()
+
+
+def test_a_run_that_died_while_saving_its_first_checkpoint_begins_again(tmp_path: Path) -> None:
+    train_locally(small_config(), tmp_path / "whole")
+    half = tmp_path / "died" / "checkpoints" / "00000005"
+    half.mkdir(parents=True)
+    (half / "member_0.safetensors").write_bytes(b"half")
+
+    results = train_locally(small_config(), tmp_path / "died")
+
+    assert results[0].resumed_from == 0
+    assert largest_difference(weights(tmp_path / "whole"), weights(tmp_path / "died")) == 0
+
+
+def test_moving_the_data_does_not_make_checkpoints_foreign(tmp_path: Path) -> None:
+    assert fingerprint(small_config("data.root=here")) == fingerprint(small_config("data.root=there"))
+    assert fingerprint(small_config("data.image_size=9")) != fingerprint(small_config())
 
 
 def test_an_interrupted_write_leaves_no_checkpoint(tmp_path: Path) -> None:

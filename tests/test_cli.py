@@ -165,6 +165,23 @@ def test_a_skipped_image_is_counted_and_reported(run: Callable[..., tuple[int, s
     assert skipped.endswith("002_03.png")
 
 
+def test_embedding_treats_a_file_as_training_treated_it(
+    run: Callable[..., tuple[int, str, str]], tmp_path: Path
+) -> None:
+    """Omniglot is trained with strokes as 1; a drawing from the archive must embed as the same drawing in training."""
+    omniglot(tmp_path / "omniglot")
+    plain = ["evaluation.protocol=none", "tracking.enabled=false", "train.epochs=1", "data.image_size=28"]
+    assert run("train", *settings("data.dataset=omniglot", "data.root=omniglot", *plain), "--run-dir", "out")[0] == 0
+    Image.new("1", (105, 105), 1).save(tmp_path / "drawing.png")  # what the fixture's archives are full of
+
+    assert run("embed", "out", "drawing.png", "-o", "drawing.parquet")[0] == 0
+
+    (embedding,) = pq.read_table(tmp_path / "drawing.parquet")["embedding"].to_pylist()
+    with torch.no_grad():
+        paper_is_0 = load_ensemble(tmp_path / "out" / "model")(torch.zeros(1, 1, 28, 28))
+    assert torch.allclose(torch.tensor([embedding]), paper_is_0, atol=1e-6)
+
+
 def test_a_config_that_is_not_yaml_is_one_line(run: Callable[..., tuple[int, str, str]], tmp_path: Path) -> None:
     (tmp_path / "bad.yaml").write_text("train: [1\nepochs: }")
 

@@ -11,6 +11,7 @@ import yaml
 
 from eat_dist.cluster.session import connect, nodes
 from eat_dist.config import RunConfig, dump_config, parse_config
+from eat_dist.errors import EatError
 from eat_dist.evaluation.of_run import evaluate_run
 from eat_dist.storage import Folder
 
@@ -25,7 +26,12 @@ def evaluate_on_gpu_worker(config: RunConfig, folder: Folder, say: Callable[[str
     share = min(config.cluster.gpus_per_member, 1.0)
     say(f"Evaluating on a worker with {share:g} GPU; finished attacks are kept in {folder}/evaluation.")
     task = ray.remote(num_gpus=share, num_cpus=0, max_retries=config.cluster.max_restarts)(_evaluate)
-    results: dict[str, Any] = ray.get(task.remote(dump_config(config), str(folder)))
+    try:
+        results: dict[str, Any] = ray.get(task.remote(dump_config(config), str(folder)))
+    except ray.exceptions.RayTaskError as error:
+        if isinstance(error.cause, EatError):
+            raise error.cause from None
+        raise
     return results
 
 

@@ -31,7 +31,7 @@ def connect(config: ClusterConfig) -> None:
     try:
         ray.init(
             address=address,
-            logging_level=logging.WARNING,
+            logging_level=logging.ERROR,
             log_to_driver=False,  # what goes wrong in a worker comes back as its error
             **(local if address == "local" else {}),
         )

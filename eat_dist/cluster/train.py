@@ -31,6 +31,7 @@ from eat_dist.robustness.statistics import Policy
 from eat_dist.storage import Folder
 
 _POLL_S = 0.5
+_LOST = "the coordinator was lost when training had just ended"
 
 
 def train_on_ray(
@@ -81,16 +82,20 @@ def train_on_ray(
     try:
         with _relaying_progress(coordinator, on_iteration):
             _fit(trainer)
-        results, failure = ray.get(coordinator.outcome.remote())
+        results, failure = ray.get(coordinator.outcome.remote(), timeout=60)
     except ray.train.TrainingFailedError as error:
         failure = _known_failure(coordinator)
         if failure is None:
             raise ClusterError(_why(error, config)) from error
+    except ray.exceptions.RayError as error:
+        raise ClusterError(f"{_LOST}: continue with --resume {run_folder}") from error
     finally:
         ray.kill(coordinator)
         run_folder.delete("ray")
     if failure is not None:
         raise failure
+    if len(results) < config.ensemble.members:  # it came back empty after the members had reported
+        raise ClusterError(f"{_LOST}: continue with --resume {run_folder}")
     return [results[rank] for rank in range(config.ensemble.members)]
 
 
@@ -212,7 +217,7 @@ def _why(error: ray.train.TrainingFailedError, config: RunConfig) -> str:
         reason = f"member {rank} failed: {' '.join(str(_cause(failure)).split())[:300]}"
     else:
         reason = " ".join(str(error).split())[-300:]
-    return f"training stopped after {config.cluster.max_restarts} restarts; {reason}"
+    return f"training stopped, with up to {config.cluster.max_restarts} restarts (cluster.max_restarts) tried; {reason}"
 
 
 def _cause(error: BaseException) -> BaseException:

@@ -97,6 +97,7 @@ class ZeroShotData:
         train: The training set.
         test: The test set.
         skipped: Names of images left out because they could not be decoded (``data.on_bad_image: skip``).
+        inverted: Whether black and white are exchanged against the image files; who embeds a file must do the same.
 
     Raises:
         DataError: As :func:`check`.
@@ -105,6 +106,7 @@ class ZeroShotData:
     train: LabelledImages
     test: LabelledImages
     skipped: tuple[str, ...] = ()
+    inverted: bool = False
 
     def __post_init__(self) -> None:
         check(self.train, self.test, skipped=self.skipped)

@@ -60,11 +60,13 @@ class EnsembleSpec:
         model: The members' network.
         image_shape: (C, H, W) of an input.
         members: M.
+        inverted: Whether it was trained on images with black and white exchanged (strokes as 1, paper as 0).
     """
 
     model: ModelConfig
     image_shape: tuple[int, int, int]
     members: int
+    inverted: bool = False
 
     def __post_init__(self) -> None:
         numbers = (*self.image_shape, self.members)
@@ -83,6 +85,7 @@ def save_spec(folder: Folder | str | os.PathLike[str], spec: EnsembleSpec) -> No
         "fusion": "concat",
         "members": spec.members,
         "image_shape": list(spec.image_shape),
+        "inverted": spec.inverted,
         "model": spec.model.model_dump(mode="json"),
     }
     _folder(folder).write_json("ensemble.json", content)
@@ -113,7 +116,7 @@ def load_spec(folder: Folder | str | os.PathLike[str]) -> EnsembleSpec:
             raise StorageError(f"'{opened}/ensemble.json' has schema {content['schema']}; this version reads {SCHEMA}")
         channels, height, width = content["image_shape"]
         model = ModelConfig.model_validate_json(json.dumps(content["model"]))
-        return EnsembleSpec(model, (channels, height, width), content["members"])
+        return EnsembleSpec(model, (channels, height, width), content["members"], content["inverted"] is True)
     except (KeyError, TypeError, ValueError) as error:
         raise StorageError(f"'{opened}/ensemble.json' is damaged: {' '.join(str(error).split())}") from error
 

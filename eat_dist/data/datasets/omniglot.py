@@ -46,7 +46,7 @@ def omniglot(config: DataConfig) -> ZeroShotData:
     folder = Folder.at(config.root)
     train, skipped_train = _read(folder, TRAIN_ARCHIVE, alphabets=TRAIN_ALPHABETS, config=config)
     test, skipped_test = _read(folder, TEST_ARCHIVE, alphabets=TEST_ALPHABETS, config=config)
-    return ZeroShotData(train=train, test=test, skipped=skipped_train + skipped_test)
+    return ZeroShotData(train=train, test=test, skipped=skipped_train + skipped_test, inverted=True)
 
 
 def _read(
