@@ -60,7 +60,7 @@ def store(empty_store: Path, working_folder: Path) -> None:
 
 
 def start(uri: str | None = None, *, resume: str | None = None, wait: float = 60.0) -> Tracker:
-    config = parse_config({"tracking": {"uri": uri}})
+    config = parse_config({"tracking": {"uri": uri}, "train": {"epochs": 30}})
     return Tracker.start(config, run_name="a run", tags={"commit": "abc"}, resume_run_id=resume, wait=wait)
 
 
