@@ -21,7 +21,7 @@ import pytest
 import torch
 from PIL import Image
 
-from eat_dist.config import ModelConfig, RunConfig, parse_config
+from eat_dist.config import ModelConfig, parse_config
 from eat_dist.models.ensemble import EmbeddingEnsemble, EnsembleSpec, save_ensemble
 from eat_dist.provenance import git_state
 from eat_dist.report.figures import transfer_matrix_figure
@@ -89,7 +89,7 @@ def warnings_of(caplog: pytest.LogCaptureFixture) -> list[str]:
 
 
 def log_everything(tracker: Tracker, model_folder: Path) -> None:
-    tracker.log_params(RunConfig().model_dump(mode="json"))
+    tracker.log_params(parse_config({"train": {"epochs": 30}}).model_dump(mode="json"))
     for step in range(3):
         tracker.log_metrics({"member_0/loss": 1.0 / (step + 1), "ensemble/recall": float(step)}, step)
     tracker.log_metrics({"nothing": float("nan"), "far": float("inf")}, 3)
