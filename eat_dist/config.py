@@ -271,6 +271,11 @@ def parse_config(values: Any, *, source: str = "config") -> RunConfig:
         return RunConfig.model_validate(values)
     except ValidationError as error:
         faults = [_fault(detail) for detail in error.errors()]
+        # Sections are compared only when each is valid, so compare them with the faulty values at their defaults.
+        try:
+            RunConfig.model_validate(_without(values, [detail["loc"] for detail in error.errors()]))
+        except ValidationError as more:
+            faults += [fault for detail in more.errors() if (fault := _fault(detail)) not in faults]
         raise ConfigError(f"{source}: " + "; ".join(faults)) from error
 
 
@@ -323,6 +328,20 @@ def _apply(values: dict[str, Any], assignment: str) -> None:
         target[key] = yaml.safe_load(text)
     except yaml.YAMLError as error:
         raise ConfigError(f"--set {assignment}: the value is not YAML: {_one_line(error)}") from error
+
+
+def _without(values: dict[str, Any], locations: Sequence[Sequence[int | str]]) -> dict[str, Any]:
+    """A copy of nested settings without those at the given locations (all of it where a location is the root)."""
+    if any(not location for location in locations):
+        return {}
+    kept: dict[str, Any] = {}
+    for key, value in values.items():
+        inner = [location[1:] for location in locations if location[0] == key]
+        if isinstance(value, dict) and all(inner):
+            kept[key] = _without(value, inner)
+        elif not inner:
+            kept[key] = value
+    return kept
 
 
 def _fault(detail: Any) -> str:

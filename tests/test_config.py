@@ -336,3 +336,11 @@ def test_every_config_of_the_repository_is_valid_and_names_known_components(path
 
 def test_the_repository_has_configs() -> None:
     assert CONFIGS
+
+
+def test_faults_of_single_values_and_between_sections_come_in_one_message() -> None:
+    with pytest.raises(ConfigError) as caught:
+        parse_config({"defense": {"peers": 9}, "train": {"epochs": 0}, "foo": 1})
+
+    for part in ("train.epochs", "defense.peers must be at most", "unknown key 'foo'"):
+        assert part in str(caught.value)
