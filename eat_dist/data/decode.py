@@ -1,9 +1,8 @@
-"""Bytes of an image file → one uint8 tensor, or one line that says which file is bad and why."""
+"""Bytes of an image file → one picture of known form, or one line that says which file is bad and why."""
 
 from __future__ import annotations
 
 import io
-from collections.abc import Callable, Iterable
 from typing import Literal
 
 import numpy as np
@@ -16,21 +15,20 @@ from eat_dist.errors import DataError
 _FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF", "PPM")
 
 
-def decode_image(content: bytes, *, name: str, size: int | None, channels: Literal[1, 3]) -> torch.Tensor:
+def decode_image(content: bytes, *, name: str, channels: Literal[1, 3]) -> Image.Image:
     """Decode one image.
 
     The EXIF orientation is applied. Transparent pixels are laid over white. 16-bit grey levels are scaled to
-    8 bits (65535 → 255). Of an animation the first frame counts. Resizing does not keep the aspect ratio: the
-    whole image is squeezed into the square, nothing is cropped.
+    8 bits (65535 → 255). CMYK and palette images become RGB or grey by Pillow's conversion. Of an animation the
+    first frame counts.
 
     Args:
         content: The file's bytes: PNG, JPEG, WebP, BMP, GIF, TIFF or PPM.
         name: What the error message calls the image.
-        size: Side of the square it is resized to (bilinear, antialiased); None keeps height and width.
         channels: 1 for grey, 3 for RGB.
 
     Returns:
-        [C, H, W] uint8.
+        An image of mode L or RGB, in its own size.
 
     Raises:
         DataError: It is not an image, is truncated or damaged, holds more pixels than Pillow's limit against
@@ -47,51 +45,14 @@ def decode_image(content: bytes, *, name: str, size: int | None, channels: Liter
     except Exception as error:
         raise DataError(f"cannot decode image '{name}': {_one_line(error)}") from error
     try:
-        image = _over_white(_to_8_bits(image)).convert("L" if channels == 1 else "RGB")
+        return _over_white(_to_8_bits(image)).convert("L" if channels == 1 else "RGB")
     except ValueError as error:
         raise DataError(f"cannot decode image '{name}': {_one_line(error)}") from error
-    return to_tensor(image, size=size)
 
 
-def decode_images(
-    names: Iterable[str],
-    read: Callable[[str], bytes],
-    *,
-    size: int | None,
-    channels: Literal[1, 3],
-    on_bad_image: Literal["error", "skip"],
-) -> tuple[dict[str, torch.Tensor], tuple[str, ...]]:
-    """Read and decode many images, in order.
-
-    Args:
-        names: Names that ``read`` understands.
-        read: The bytes of the image of that name; raises DataError where they are damaged.
-        size: As in :func:`decode_image`.
-        channels: As in :func:`decode_image`.
-        on_bad_image: ``error`` stops at the first bad image, ``skip`` leaves bad images out.
-
-    Returns:
-        The images by name, each [C, H, W] uint8, and the names of those left out.
-
-    Raises:
-        DataError: An image is bad and ``on_bad_image`` is ``error``.
-    """
-    images, skipped = {}, []
-    for name in names:
-        try:
-            images[name] = decode_image(read(name), name=name, size=size, channels=channels)
-        except DataError as error:
-            if on_bad_image == "error":
-                raise DataError(f"{error}. Replace it, or set data.on_bad_image to skip.") from error
-            skipped.append(name)
-    return images, tuple(skipped)
-
-
-def to_tensor(image: Image.Image, *, size: int | None) -> torch.Tensor:
-    """Turn an L or RGB image into [C, H, W] uint8, resized to ``size`` × ``size`` where that is given."""
+def to_tensor(image: Image.Image) -> torch.Tensor:
+    """Turn an L or RGB image into [C, H, W] uint8."""
     assert image.mode in {"L", "RGB"}, image.mode
-    if size is not None and image.size != (size, size):
-        image = image.resize((size, size), Image.Resampling.BILINEAR)  # Pillow antialiases when it shrinks
     pixels = np.array(image)  # a copy, which torch may own; asarray's is read-only
     return torch.from_numpy(pixels[None] if pixels.ndim == 2 else np.ascontiguousarray(pixels.transpose(2, 0, 1)))
 

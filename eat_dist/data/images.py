@@ -1,9 +1,11 @@
-"""Labelled images in memory, and the pair of a training and a test set without a class in common."""
+"""Labelled images, and the pair of a training and a test set without a class in common."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import hashlib
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -12,81 +14,117 @@ import torch
 from eat_dist.batch import Batch
 from eat_dist.errors import DataError
 
+Indices = npt.NDArray[np.int64] | torch.Tensor
+
+
+class ImageSet(Protocol):
+    """N images with a class each, in memory or in shards.
+
+    Attributes:
+        labels: [N] int64 on the CPU, in 0 … num_classes − 1.
+        class_names: The name of each label, all different.
+        names: Where each of the N images came from.
+        is_query: [N] bool, which images are queries; the others are the gallery. None: every image is a query against
+            all others.
+        sizes: [N, 2] int64, height and width of each image as it is stored.
+        image_shape: (C, H, W) of the images in a batch.
+    """
+
+    @property
+    def labels(self) -> torch.Tensor: ...  # noqa: D102
+    @property
+    def class_names(self) -> tuple[str, ...]: ...  # noqa: D102
+    @property
+    def names(self) -> tuple[str, ...]: ...  # noqa: D102
+    @property
+    def is_query(self) -> torch.Tensor | None: ...  # noqa: D102
+    @property
+    def sizes(self) -> torch.Tensor: ...  # noqa: D102
+    @property
+    def image_shape(self) -> tuple[int, int, int]: ...  # noqa: D102
+    @property
+    def num_classes(self) -> int: ...  # noqa: D102
+    def __len__(self) -> int: ...  # noqa: D105
+
+    def stored(self, index: int) -> torch.Tensor:
+        """One image as it is stored, [C, h, w] uint8: what augmentation starts from. Safe in several threads."""
+        ...
+
+    def batch(self, indices: Indices, device: torch.device | str) -> Batch:
+        """The images at ``indices`` [B] (repeats are allowed) as a model sees them at inference.
+
+        Returns:
+            Images [B, C, H, W] float32 in [0, 1] and labels on ``device``, indices on the CPU.
+        """
+        ...
+
+    def digest(self) -> str:
+        """SHA-256 of images, labels and roles: what a measurement on this set depends on."""
+        ...
+
 
 @dataclass(frozen=True, eq=False)
 class LabelledImages:
-    """A set of images with a class each, on the CPU.
+    """An :class:`ImageSet` in memory, all of one size.
 
     Attributes:
         images: [N, C, H, W] uint8.
         labels: [N] int64, in 0 … num_classes − 1.
         class_names: The name of each label, all different.
         names: Where each of the N images came from.
+        is_query: [N] bool or None, as :class:`ImageSet` has it.
     """
 
     images: torch.Tensor
     labels: torch.Tensor
     class_names: tuple[str, ...]
     names: tuple[str, ...]
+    is_query: torch.Tensor | None = None
 
     def __post_init__(self) -> None:
         assert self.images.dtype == torch.uint8, self.images.dtype
         assert self.images.ndim == 4, self.images.shape
         assert self.labels.dtype == torch.int64, self.labels.dtype
         assert self.labels.shape == (len(self.images),) == (len(self.names),)
+        assert self.is_query is None or (self.is_query.dtype == torch.bool and len(self.is_query) == len(self))
         assert len(set(self.class_names)) == len(self.class_names)
         assert not len(self) or 0 <= int(self.labels.min()) <= int(self.labels.max()) < self.num_classes
-
-    @classmethod
-    def stack(
-        cls, images: Mapping[str, torch.Tensor], *, class_of: Callable[[str], str], class_names: Sequence[str]
-    ) -> LabelledImages:
-        """Put single images together.
-
-        Args:
-            images: Name → [C, H, W] uint8; their order is kept.
-            class_of: The class name of the image of that name.
-            class_names: All classes, in the order that the labels count them. A class whose images are all
-                left out stays in the list, so that :func:`check` finds it instead of a class going missing
-                unseen.
-
-        Raises:
-            DataError: There are no images, or two of different shape.
-        """
-        if not images:
-            raise DataError(f"none of the images of {len(class_names)} classes could be read")
-        label_of = {name: label for label, name in enumerate(class_names)}
-        first, *_ = images
-        for name, image in images.items():
-            if image.shape != images[first].shape:
-                raise DataError(
-                    f"all images must have the same shape; '{first}' is {_shape(images[first])}, '{name}' is "
-                    f"{_shape(image)} (channels×height×width). Set data.image_size to resize them."
-                )
-        labels = torch.tensor([label_of[class_of(name)] for name in images], dtype=torch.int64)
-        return cls(torch.stack(list(images.values())), labels, tuple(class_names), tuple(images))
 
     @property
     def num_classes(self) -> int:
         """C."""
         return len(self.class_names)
 
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        """(C, H, W)."""
+        channels, height, width = self.images.shape[1:]
+        return channels, height, width
+
+    @property
+    def sizes(self) -> torch.Tensor:
+        """[N, 2] int64, height and width of each image."""
+        return torch.tensor(self.image_shape[1:], dtype=torch.int64).expand(len(self), 2)
+
     def __len__(self) -> int:
         return len(self.images)
 
-    def batch(self, indices: npt.NDArray[np.int64] | torch.Tensor, device: torch.device | str) -> Batch:
-        """The images at ``indices``.
+    def stored(self, index: int) -> torch.Tensor:
+        """One image, [C, H, W] uint8."""
+        return self.images[index]
 
-        Args:
-            indices: [B] positions in this set; repeats are allowed.
-            device: Where images and labels go. They travel as uint8, a quarter of the float32 bytes.
-
-        Returns:
-            Images [B, C, H, W] float32 in [0, 1] and labels on ``device``, indices on the CPU.
-        """
+    def batch(self, indices: Indices, device: torch.device | str) -> Batch:
+        """The images at ``indices``; they travel as uint8, a quarter of the float32 bytes."""
         chosen = torch.as_tensor(indices, dtype=torch.int64, device="cpu")
         images = self.images[chosen].to(device).float() / 255
         return Batch(images=images, labels=self.labels[chosen].to(device), indices=chosen)
+
+    def digest(self) -> str:
+        """SHA-256 of pixels, labels and roles."""
+        found = hashlib.sha256(repr((tuple(self.images.shape), self.class_names)).encode())
+        for tensor in (self.images, self.labels, self.is_query):
+            found.update(b"-" if tensor is None else tensor.contiguous().numpy().tobytes())
+        return found.hexdigest()
 
 
 @dataclass(frozen=True, eq=False)
@@ -96,6 +134,7 @@ class ZeroShotData:
     Attributes:
         train: The training set.
         test: The test set.
+        resize: Shorter side, in pixels, that an image is scaled to before its centre is cut out for the model.
         skipped: Names of images left out because they could not be decoded (``data.on_bad_image: skip``).
         inverted: Whether black and white are exchanged against the image files; who embeds a file must do the same.
 
@@ -103,8 +142,9 @@ class ZeroShotData:
         DataError: As :func:`check`.
     """
 
-    train: LabelledImages
-    test: LabelledImages
+    train: ImageSet
+    test: ImageSet
+    resize: int
     skipped: tuple[str, ...] = ()
     inverted: bool = False
 
@@ -112,12 +152,12 @@ class ZeroShotData:
         check(self.train, self.test, skipped=self.skipped)
 
 
-def check(train: LabelledImages, test: LabelledImages, *, skipped: Sequence[str] = ()) -> None:
+def check(train: ImageSet, test: ImageSet, *, skipped: Sequence[str] = ()) -> None:
     """Check what retrieval on unseen classes needs.
 
     Raises:
-        DataError: A class is in both sets, a set has fewer than two classes, a class has fewer than two
-            images, or the two sets' images differ in shape.
+        DataError: A class is in both sets, a set has fewer than two classes, a training class has no image, a test
+            class has fewer than two, or a query's class has no gallery image.
     """
     common = sorted(set(train.class_names) & set(test.class_names))
     if common:
@@ -125,33 +165,31 @@ def check(train: LabelledImages, test: LabelledImages, *, skipped: Sequence[str]
             f"training and test classes must differ; {_counted(len(common), 'class')} in both, e.g. "
             f"'{common[0]}'. Remove them from one of the sets."
         )
-    for role, images in (("training", train), ("test", test)):
+    left_out = f" ({_counted(len(skipped), 'undecodable image')} left out of the sets)" if skipped else ""
+    for role, images, least in (("training", train, 1), ("test", test, 2)):
         if images.num_classes < 2:
             raise DataError(
                 f"the {role} set needs at least two classes; it has {images.num_classes}. Add images of another class."
             )
-        for name, count in zip(images.class_names, _class_counts(images), strict=True):
-            if count < 2:
-                left_out = f" ({_counted(len(skipped), 'undecodable image')} left out of the sets)" if skipped else ""
+        counts = torch.bincount(images.labels, minlength=images.num_classes)
+        for name, count in zip(images.class_names, counts.tolist(), strict=True):
+            if count < least:
                 raise DataError(
-                    f"class '{name}' has {'one image' if count else 'no image'}{left_out}; a class needs at "
-                    f"least two to be retrieved. Remove it or add images."
+                    f"{role} class '{name}' has {'one image' if count else 'no image'}{left_out}; "
+                    + ("a class needs at least two to be retrieved" if role == "test" else "there is nothing to learn")
+                    + ". Remove it or add images."
                 )
-    if train.images.shape[1:] != test.images.shape[1:]:
-        raise DataError(
-            f"training and test images must have the same shape; got {_shape(train.images[0])} and "
-            f"{_shape(test.images[0])} (channels×height×width). Set data.image_size to resize them."
-        )
-
-
-def _class_counts(images: LabelledImages) -> list[int]:
-    return [int(count) for count in torch.bincount(images.labels, minlength=images.num_classes)]
+    if test.is_query is not None:
+        in_gallery = set(test.labels[~test.is_query].tolist())
+        alone = [label for label in sorted(set(test.labels[test.is_query].tolist())) if label not in in_gallery]
+        if alone or bool(test.is_query.all()) or not bool(test.is_query.any()):
+            example = f", e.g. '{test.class_names[alone[0]]}'" if alone else ""
+            raise DataError(
+                f"every query needs a gallery image of its class{left_out}; {_counted(len(alone), 'class')} "
+                f"of the queries without one{example}. Complete the gallery."
+            )
 
 
 def _counted(count: int, noun: str) -> str:
     plural = noun + ("es" if noun.endswith("s") else "s")
     return f"{count} {noun if count == 1 else plural}"
-
-
-def _shape(image: torch.Tensor) -> str:
-    return "×".join(str(side) for side in image.shape)

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from eat_dist.config import DataConfig
-from eat_dist.data.images import ZeroShotData
+from eat_dist.data.source import Source
 from eat_dist.registry import Registry
 
-Loader = Callable[[DataConfig], ZeroShotData]
-"""Reads a whole dataset into memory; DataError where something is missing or damaged."""
+Lister = Callable[[DataConfig], Source]
+"""Finds and checks a dataset's files in their original layout; DataError where something is missing."""
 
-DATASETS: Registry[Loader] = Registry("dataset")
+DATASETS: Registry[Lister] = Registry("dataset")

@@ -1,17 +1,12 @@
-"""The run, typed: every setting with its unit, range and default beside it. YAML in, YAML out."""
+"""The sections of a run, typed: every setting with its unit, range and default beside it."""
 
 from __future__ import annotations
 
-import difflib
-import math
-from collections.abc import Iterable, Sequence
-from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import yaml
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
-from eat_dist.errors import ConfigError
+from eat_dist.config.agreement import disagreements
 
 
 def _number(value: Any) -> Any:
@@ -27,6 +22,11 @@ def _number(value: Any) -> Any:
 
 
 Number = Annotated[float, BeforeValidator(_number), Field(allow_inf_nan=False)]
+PerChannel = Annotated[
+    tuple[Number, ...],
+    BeforeValidator(lambda value: value if isinstance(value, (list, tuple)) else (value,)),
+    Field(strict=False, min_length=1),
+]
 
 
 class _Section(BaseModel):
@@ -37,9 +37,18 @@ class DataConfig(_Section):
     """What is trained and tested on, and how batches are drawn."""
 
     dataset: str = Field("digits", description="Name in DATASETS.")
-    root: str | None = Field(None, description="Folder of the original archives; digits needs none.")
+    root: str | None = Field(None, description="Folder, URL or zip of the original files; digits needs none.")
+    shards: str | None = Field(None, description="Prepared shards; default: made from root once, in the user's cache.")
+    subset: bool = Field(False, description="The files are a part of the dataset: other counts are a warning.")
     image_size: int | None = Field(None, ge=1, description="Pixels, square; default: the dataset's own.")
+    resize: int | None = Field(None, ge=1, description="Shorter side before the centre crop; default: the dataset's.")
+    augmentation: Literal["none", "crop_flip"] = Field("none", description="Of training images.")
     on_bad_image: Literal["error", "skip"] = Field("error", description="skip: leave it out, count it, report it.")
+    test_root: str | None = Field(None, description="Folder or zip of the test classes (dataset 'folder').")
+    train_share: Number = Field(0.5, gt=0, lt=1, description="Share of the classes trained on ('folder', one root).")
+    class_seed: int = Field(0, ge=0, description="Which classes those are ('folder', one root).")
+    cache: Literal["auto", "device", "none"] = Field("auto", description="Decoded images kept in memory.")
+    workers: int | None = Field(None, ge=0, description="Decoding processes a member; default: by its CPUs.")
     batch_size: int = Field(60, ge=2, description="Images a member draws an iteration.")
     sampler: Literal["class_balanced", "shuffle"] = "class_balanced"
     images_per_class: int = Field(12, ge=2, description="Images of one class in a batch (class_balanced).")
@@ -70,16 +79,30 @@ class ModelConfig(_Section):
         (32, 64, 128), description="Channels of the convolutional blocks (convnet)."
     )
     embedding_dim: int = Field(64, ge=2, description="D.")
-    mean: Number = Field(0.5, description="Subtracted from the pixels inside the model.")
-    std: Number = Field(0.5, gt=0, description="Divides them then.")
+    weights: str = Field("none", min_length=1, description="Of the backbone: none, imagenet, or a file's path or URL.")
+    mean: PerChannel | None = Field(None, description="Subtracted from the pixels; default: the backbone's own.")
+    std: PerChannel | None = Field(None, description="Divides them then; default: the backbone's own.")
+    freeze_batch_norm: bool = Field(False, description="BatchNorm keeps its statistics, weights and biases.")
+
+    @model_validator(mode="after")
+    def _std_is_positive(self) -> ModelConfig:
+        if min(self.std or (1.0,)) <= 0:
+            raise ValueError(f"std must be greater than 0; got {list(self.std or ())}")
+        return self
 
 
 class LossConfig(_Section):
-    """The metric loss. Defaults are Proxy Anchor's (Kim et al. 2020, section 4.1)."""
+    """The metric loss. An option left out takes the loss's own default; one the loss does not have is an error."""
 
     name: str = Field("proxy_anchor", description="Name in LOSSES.")
-    alpha: Number = Field(32.0, gt=0, description="Scale of the similarities, α.")
-    margin: Number = Field(0.1, ge=0, lt=1, description="Margin on cosine similarity, δ.")
+    alpha: Number | None = Field(None, gt=0, description="Scale of the similarities of positives, α.")
+    beta: Number | None = Field(None, gt=0, description="Scale of the similarities of negatives, β.")
+    gamma: Number | None = Field(None, gt=0, description="Entropy scale of the centres of one class, γ (soft_triple).")
+    margin: Number | None = Field(None, ge=0, lt=2, description="Margin, δ.")
+    positive_margin: Number | None = Field(None, ge=0, lt=2, description="Distance not charged (contrastive).")
+    scale: Number | None = Field(None, gt=0, description="Scale of the softmax's logits.")
+    angle: Number | None = Field(None, gt=0, lt=90, description="Degrees, α (angular).")
+    centers_per_class: int | None = Field(None, ge=1, description="Proxies a class (soft_triple).")
 
 
 class AttackConfig(_Section):
@@ -142,12 +165,18 @@ class OptimiserConfig(_Section):
     schedule: Literal["constant", "cosine", "step"] = "cosine"
     step_epochs: int = Field(10, ge=1, description="Epochs between decays (step).")
     step_factor: Number = Field(0.5, gt=0, le=1, description="Factor of a decay (step).")
+    clip_value: Number | None = Field(None, gt=0, description="Each gradient entry is clipped to ± this.")
 
 
 class TrainConfig(_Section):
-    """How long."""
+    """How long, and in which arithmetic."""
 
     epochs: int = Field(15, ge=1, description="Of ⌈largest split / batch_size⌉ iterations.")
+    warmup_epochs: int = Field(0, ge=0, description="First epochs that train head and proxies only.")
+    precision: Literal["fp32", "bf16"] = Field("fp32", description="Of attack and update; losses are always fp32.")
+    channels_last: bool = Field(False, description="Memory format of images and convolutions.")
+    compile: bool = Field(False, description="torch.compile the network.")
+    micro_batch_size: int | None = Field(None, ge=1, description="Images whose activations are held at once; exact.")
 
 
 class EvaluationConfig(_Section):
@@ -215,165 +244,12 @@ class RunConfig(_Section):
 
     @model_validator(mode="after")
     def _sections_agree(self) -> RunConfig:
-        faults = list(_disagreements(self))
+        faults = list(disagreements(self))
         if faults:
             raise ValueError("; ".join(faults))
         return self
 
 
-def _disagreements(config: RunConfig) -> Iterable[str]:
-    members, defense, split = config.ensemble.members, config.defense, config.ensemble.split
-    if defense.name == "eat" and members > 1:
-        if defense.peers > members - 1:
-            yield f"defense.peers must be at most members − 1 = {members - 1}; got {defense.peers}"
-        if defense.transfer_rule == "relay":
-            steps = 1 if config.attack.name == "fgsm" else config.attack.num_steps
-            if steps < 2:
-                yield (
-                    f"the rule 'relay' shares the attack's steps, so attack.num_steps must be at least 2 (and fgsm has "
-                    f"one); got {config.attack.name} with {config.attack.num_steps}"
-                )
-            elif defense.relay_steps is not None and defense.relay_steps >= config.attack.num_steps:
-                yield (
-                    f"defense.relay_steps must leave steps to the receiver: below attack.num_steps = "
-                    f"{config.attack.num_steps}; got {defense.relay_steps}"
-                )
-            if defense.peers != 1:
-                yield f"the rule 'relay' hands each batch to one peer, so defense.peers must be 1; got {defense.peers}"
-        if defense.diversity_weight > 0 and defense.transfer_rule in ("none", "relay", "joint"):
-            yield (
-                f"defense.diversity_weight compares members on transferred batches, which the rule "
-                f"'{defense.transfer_rule}' has none of; set it to 0 or choose uniform, hardest or class_risk"
-            )
-        if defense.transfer_rule == "joint" and config.cluster.backend != "local":
-            yield (
-                "the rule 'joint' needs every member's input gradient at each attack step, so it runs in one process: "
-                "set cluster.backend to local, or choose another defense.transfer_rule"
-            )
-    parts = split.parts or max(members, 2)
-    if split.rule == "disjoint" and parts < members:
-        yield f"ensemble.split.rule 'disjoint' needs at least as many parts as members; got {parts} and {members}"
-    if split.parts_per_member is not None and split.parts_per_member > parts:
-        yield f"ensemble.split.parts_per_member must be at most parts = {parts}; got {split.parts_per_member}"
-
-
-def parse_config(values: Any, *, source: str = "config") -> RunConfig:
-    """Check a nested mapping and fill in the defaults.
-
-    Raises:
-        ConfigError: One message with every fault: unknown keys (with the nearest known one) and bad values.
-    """
-    if values is None:
-        values = {}
-    if not isinstance(values, dict):
-        raise ConfigError(f"{source}: expected a mapping of sections (data:, model:, …), got {type(values).__name__}")
-    try:
-        return RunConfig.model_validate(values)
-    except ValidationError as error:
-        faults = [_fault(detail) for detail in error.errors()]
-        # Sections are compared only when each is valid, so compare them with the faulty values at their defaults.
-        try:
-            RunConfig.model_validate(_without(values, [detail["loc"] for detail in error.errors()]))
-        except ValidationError as more:
-            faults += [fault for detail in more.errors() if (fault := _fault(detail)) not in faults]
-        raise ConfigError(f"{source}: " + "; ".join(faults)) from error
-
-
-def load_config(path: str | Path | None, overrides: Sequence[str] = ()) -> RunConfig:
-    """Read a YAML file (default: all defaults) and apply ``section.key=value`` overrides.
-
-    Raises:
-        ConfigError: The file is missing, is not YAML, or the result is not a valid config.
-    """
-    source = "config" if path is None else str(path)
-    values: Any = {}
-    if path is not None:
-        try:
-            values = yaml.safe_load(Path(path).read_text(encoding="utf-8")) or {}
-        except OSError as error:
-            raise ConfigError(f"cannot read the config '{path}': {error.strerror or error}") from error
-        except (yaml.YAMLError, UnicodeDecodeError) as error:
-            raise ConfigError(f"'{path}' is not YAML: {_one_line(error)}") from error
-    if isinstance(values, dict):
-        for override in overrides:
-            _apply(values, override)
-    return parse_config(values, source=source)
-
-
-def dump_config(config: RunConfig) -> str:
-    """The resolved config as YAML that :func:`load_config` reads back to an equal one."""
-    return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
-
-
-def override(config: RunConfig, *assignments: str) -> RunConfig:
-    """A copy of ``config`` with ``section.key=value`` assignments applied and everything checked again."""
-    values = config.model_dump(mode="json")
-    for assignment in assignments:
-        _apply(values, assignment)
-    return parse_config(values)
-
-
-def _apply(values: dict[str, Any], assignment: str) -> None:
-    path, equals, text = assignment.partition("=")
-    if not equals or not path.strip():
-        raise ConfigError(f"--set takes section.key=value, e.g. attack.epsilon=8/255; got '{assignment}'")
-    *sections, key = path.strip().split(".")
-    target = values
-    for section in sections:
-        inner = target.setdefault(section, {})
-        if not isinstance(inner, dict):
-            raise ConfigError(f"--set {assignment}: '{section}' is a value, not a section")
-        target = inner
-    try:
-        target[key] = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise ConfigError(f"--set {assignment}: the value is not YAML: {_one_line(error)}") from error
-
-
-def _without(values: dict[str, Any], locations: Sequence[Sequence[int | str]]) -> dict[str, Any]:
-    """A copy of nested settings without those at the given locations (all of it where a location is the root)."""
-    if any(not location for location in locations):
-        return {}
-    kept: dict[str, Any] = {}
-    for key, value in values.items():
-        inner = [location[1:] for location in locations if location[0] == key]
-        if isinstance(value, dict) and all(inner):
-            kept[key] = _without(value, inner)
-        elif not inner:
-            kept[key] = value
-    return kept
-
-
-def _fault(detail: Any) -> str:
-    path = ".".join(str(part) for part in detail["loc"])
-    given = detail.get("input")
-    if detail["type"] == "extra_forbidden":
-        nearest = difflib.get_close_matches(path.split(".")[-1], _known_keys(detail["loc"][:-1]), n=1)
-        return f"unknown key '{path}'" + (f" (did you mean '{nearest[0]}'?)" if nearest else "")
-    if detail["type"] == "value_error":
-        message = str(detail["ctx"]["error"])
-        return f"{path}: {message}" if path else message
-    wanted = detail["msg"][0].lower() + detail["msg"][1:]
-    shown = f"; got {given!r}" if not isinstance(given, (dict, BaseModel)) else "; got a section"
-    return f"{path}: {wanted}{shown}"
-
-
-def _known_keys(location: Sequence[int | str]) -> list[str]:
-    model: Any = RunConfig
-    for part in location:
-        model = model.model_fields[str(part)].annotation
-    return list(model.model_fields)
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split())
-
-
 def effective_step_size(attack: AttackConfig) -> float:
     """The step in pixel units: the configured one, else 2.5·ε/K (Madry et al. 2017, appendix)."""
     return attack.step_size if attack.step_size is not None else 2.5 * attack.epsilon / attack.num_steps
-
-
-def is_finite(value: float | None) -> bool:
-    """Whether a logged number is there and finite."""
-    return value is not None and math.isfinite(value)

@@ -1,0 +1,70 @@
+"""What settings of different sections demand of each other."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from eat_dist.config.sections import RunConfig
+
+
+def disagreements(config: RunConfig) -> Iterable[str]:
+    """One line for each pair of settings that cannot hold together."""
+    yield from _of_defense(config)
+    yield from _of_split(config)
+    yield from _of_training(config)
+
+
+def _of_defense(config: RunConfig) -> Iterable[str]:
+    members, defense = config.ensemble.members, config.defense
+    if defense.name == "eat" and members > 1:
+        if defense.peers > members - 1:
+            yield f"defense.peers must be at most members − 1 = {members - 1}; got {defense.peers}"
+        if defense.transfer_rule == "relay":
+            steps = 1 if config.attack.name == "fgsm" else config.attack.num_steps
+            if steps < 2:
+                yield (
+                    f"the rule 'relay' shares the attack's steps, so attack.num_steps must be at least 2 (and fgsm has "
+                    f"one); got {config.attack.name} with {config.attack.num_steps}"
+                )
+            elif defense.relay_steps is not None and defense.relay_steps >= config.attack.num_steps:
+                yield (
+                    f"defense.relay_steps must leave steps to the receiver: below attack.num_steps = "
+                    f"{config.attack.num_steps}; got {defense.relay_steps}"
+                )
+            if defense.peers != 1:
+                yield f"the rule 'relay' hands each batch to one peer, so defense.peers must be 1; got {defense.peers}"
+        if defense.diversity_weight > 0 and defense.transfer_rule in ("none", "relay", "joint"):
+            yield (
+                f"defense.diversity_weight compares members on transferred batches, which the rule "
+                f"'{defense.transfer_rule}' has none of; set it to 0 or choose uniform, hardest or class_risk"
+            )
+        if defense.transfer_rule == "joint" and config.cluster.backend != "local":
+            yield (
+                "the rule 'joint' needs every member's input gradient at each attack step, so it runs in one process: "
+                "set cluster.backend to local, or choose another defense.transfer_rule"
+            )
+
+
+def _of_split(config: RunConfig) -> Iterable[str]:
+    members, split = config.ensemble.members, config.ensemble.split
+    parts = split.parts or max(members, 2)
+    if split.rule == "disjoint" and parts < members:
+        yield f"ensemble.split.rule 'disjoint' needs at least as many parts as members; got {parts} and {members}"
+    if split.parts_per_member is not None and split.parts_per_member > parts:
+        yield f"ensemble.split.parts_per_member must be at most parts = {parts}; got {split.parts_per_member}"
+
+
+def _of_training(config: RunConfig) -> Iterable[str]:
+    train, model = config.train, config.model
+    if train.warmup_epochs >= train.epochs:
+        yield (
+            f"train.warmup_epochs trains head and proxies only, so it must be below train.epochs = {train.epochs}; "
+            f"got {train.warmup_epochs}"
+        )
+    if train.micro_batch_size is not None and not model.freeze_batch_norm:
+        yield (
+            "train.micro_batch_size is exact only where BatchNorm keeps its statistics (else they would be those of "
+            "the part, not of the batch): set model.freeze_batch_norm to true, or leave it out"
+        )

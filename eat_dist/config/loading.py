@@ -1,0 +1,126 @@
+"""YAML in, YAML out, and every fault in one message."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import BaseModel, ValidationError
+
+from eat_dist.config.sections import RunConfig
+from eat_dist.errors import ConfigError
+
+
+def parse_config(values: Any, *, source: str = "config") -> RunConfig:
+    """Check a nested mapping and fill in the defaults.
+
+    Raises:
+        ConfigError: One message with every fault: unknown keys (with the nearest known one) and bad values.
+    """
+    if values is None:
+        values = {}
+    if not isinstance(values, dict):
+        raise ConfigError(f"{source}: expected a mapping of sections (data:, model:, …), got {type(values).__name__}")
+    try:
+        return RunConfig.model_validate(values)
+    except ValidationError as error:
+        faults = [_fault(detail) for detail in error.errors()]
+        # Sections are compared only when each is valid, so compare them with the faulty values at their defaults.
+        try:
+            RunConfig.model_validate(_without(values, [detail["loc"] for detail in error.errors()]))
+        except ValidationError as more:
+            faults += [fault for detail in more.errors() if (fault := _fault(detail)) not in faults]
+        raise ConfigError(f"{source}: " + "; ".join(faults)) from error
+
+
+def load_config(path: str | Path | None, overrides: Sequence[str] = ()) -> RunConfig:
+    """Read a YAML file (default: all defaults) and apply ``section.key=value`` overrides.
+
+    Raises:
+        ConfigError: The file is missing, is not YAML, or the result is not a valid config.
+    """
+    source = "config" if path is None else str(path)
+    values: Any = {}
+    if path is not None:
+        try:
+            values = yaml.safe_load(Path(path).read_text(encoding="utf-8")) or {}
+        except OSError as error:
+            raise ConfigError(f"cannot read the config '{path}': {error.strerror or error}") from error
+        except (yaml.YAMLError, UnicodeDecodeError) as error:
+            raise ConfigError(f"'{path}' is not YAML: {_one_line(error)}") from error
+    if isinstance(values, dict):
+        for override in overrides:
+            _apply(values, override)
+    return parse_config(values, source=source)
+
+
+def dump_config(config: RunConfig) -> str:
+    """The resolved config as YAML that :func:`load_config` reads back to an equal one."""
+    return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+
+
+def override(config: RunConfig, *assignments: str) -> RunConfig:
+    """A copy of ``config`` with ``section.key=value`` assignments applied and everything checked again."""
+    values = config.model_dump(mode="json")
+    for assignment in assignments:
+        _apply(values, assignment)
+    return parse_config(values)
+
+
+def _apply(values: dict[str, Any], assignment: str) -> None:
+    path, equals, text = assignment.partition("=")
+    if not equals or not path.strip():
+        raise ConfigError(f"--set takes section.key=value, e.g. attack.epsilon=8/255; got '{assignment}'")
+    *sections, key = path.strip().split(".")
+    target = values
+    for section in sections:
+        inner = target.setdefault(section, {})
+        if not isinstance(inner, dict):
+            raise ConfigError(f"--set {assignment}: '{section}' is a value, not a section")
+        target = inner
+    try:
+        target[key] = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise ConfigError(f"--set {assignment}: the value is not YAML: {_one_line(error)}") from error
+
+
+def _without(values: dict[str, Any], locations: Sequence[Sequence[int | str]]) -> dict[str, Any]:
+    """A copy of nested settings without those at the given locations (all of it where a location is the root)."""
+    if any(not location for location in locations):
+        return {}
+    kept: dict[str, Any] = {}
+    for key, value in values.items():
+        inner = [location[1:] for location in locations if location[0] == key]
+        if isinstance(value, dict) and all(inner):
+            kept[key] = _without(value, inner)
+        elif not inner:
+            kept[key] = value
+    return kept
+
+
+def _fault(detail: Any) -> str:
+    path = ".".join(str(part) for part in detail["loc"])
+    given = detail.get("input")
+    if detail["type"] == "extra_forbidden":
+        nearest = difflib.get_close_matches(path.split(".")[-1], _known_keys(detail["loc"][:-1]), n=1)
+        return f"unknown key '{path}'" + (f" (did you mean '{nearest[0]}'?)" if nearest else "")
+    if detail["type"] == "value_error":
+        message = str(detail["ctx"]["error"])
+        return f"{path}: {message}" if path else message
+    wanted = detail["msg"][0].lower() + detail["msg"][1:]
+    shown = f"; got {given!r}" if not isinstance(given, (dict, BaseModel)) else "; got a section"
+    return f"{path}: {wanted}{shown}"
+
+
+def _known_keys(location: Sequence[int | str]) -> list[str]:
+    model: Any = RunConfig
+    for part in location:
+        model = model.model_fields[str(part)].annotation
+    return list(model.model_fields)
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())
