@@ -24,7 +24,7 @@ import torch
 from eat_dist.attacks import ATTACKS
 from eat_dist.attacks.objectives import batch_loss
 from eat_dist.config import RunConfig, load_config
-from eat_dist.data.datasets import load_dataset
+from eat_dist.data.load import load_dataset
 from eat_dist.history import read_history
 from eat_dist.losses import make_loss
 from eat_dist.member import make_optimiser

@@ -24,6 +24,7 @@ from eat_dist.storage import Folder
 
 SCHEMA = 1
 MANIFEST = "checkpoint.json"
+_PLACES = ("root", "test_root", "shards", "workers")
 
 
 @dataclass(frozen=True)
@@ -63,8 +64,8 @@ def fingerprint(config: RunConfig) -> str:
             name: type(getattr(config, name))()
             for name in ("tracking", "evaluation", "checkpoint", "cluster")  # where and how often, not what
         }
-        # Where the data lies does not matter; what is in it is the dataset's name's business.
-        | {"name": "run", "data": config.data.model_copy(update={"root": None})}
+        # Where the data lies and how it is read does not matter; runs.py holds that it is the same data.
+        | {"name": "run", "data": config.data.model_copy(update=dict.fromkeys(_PLACES) | {"cache": "auto"})}
     )
     return hashlib.sha256(dump_config(decides).encode()).hexdigest()
 

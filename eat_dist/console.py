@@ -49,6 +49,25 @@ class Console:
             yield show
 
     @contextmanager
+    def preparing(self) -> Iterator[Callable[[int, int], None]]:
+        """Show shards being prepared: yields ``progress(done, total)``, in images."""
+        if not self.out.is_terminal:
+            said = -1
+
+            def tell(done: int, total: int) -> None:
+                nonlocal said
+                tenth = 10 * done // max(total, 1)
+                if tenth > said:
+                    said = tenth
+                    self.say(f"preparing shards: {done} of {total} images")
+
+            yield tell
+            return
+        with self._bar() as progress:
+            task = progress.add_task("preparing shards", total=None, visible=False)
+            yield lambda done, total: progress.update(task, completed=done, total=total, visible=True)
+
+    @contextmanager
     def evaluating(self) -> Iterator[Callable[[str, int, int], None]]:
         """Show an evaluation: yields ``progress(part, done, total)``."""
         if not self.out.is_terminal:

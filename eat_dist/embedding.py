@@ -11,10 +11,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 
-from eat_dist.data.decode import decode_images
+from eat_dist.data.decode import decode_image
+from eat_dist.data.transforms import InferenceForm
 from eat_dist.errors import DataError
 from eat_dist.evaluation.embed import embed_batch
-from eat_dist.models.ensemble import load_ensemble, load_spec
+from eat_dist.models.ensemble import EnsembleSpec, load_ensemble, load_spec
 from eat_dist.storage import Folder
 
 
@@ -46,32 +47,44 @@ def embed_files(
     """
     model = run_folder.child("model")
     spec = load_spec(model)
-    channels, size, _ = spec.image_shape
-    files = _files(paths)
-    images, skipped = decode_images(
-        files,
-        lambda name: Path(name).read_bytes(),
-        size=size,
-        channels=3 if channels == 3 else 1,
-        on_bad_image=on_bad_image,
-    )
-    if not images:
-        raise DataError(f"none of the {len(files)} images could be decoded, e.g. '{skipped[0]}'")
     ensemble = load_ensemble(model).to(device)
-    names = list(images)
-    tensors = [255 - image if spec.inverted else image for image in images.values()]
-    embeddings = torch.cat(
-        [
-            embed_batch(ensemble, torch.stack(tensors[i : i + batch_size]).to(device).float() / 255)
-            for i in range(0, len(tensors), batch_size)
-        ]
-    )
-    column = pa.FixedSizeListArray.from_arrays(pa.array(embeddings.flatten().numpy()), embeddings.shape[1])
+    files = _files(paths)
+    names: list[str] = []
+    skipped: list[str] = []
+    embeddings: list[torch.Tensor] = []
+    for first in range(0, len(files), batch_size):
+        images = _decode(files[first : first + batch_size], spec, skipped, on_bad_image=on_bad_image)
+        if images:
+            names += images
+            embeddings.append(embed_batch(ensemble, torch.stack(list(images.values())).to(device).float() / 255))
+    if not names:
+        raise DataError(f"none of the {len(files)} images could be decoded, e.g. '{skipped[0]}'")
+    embedded = torch.cat(embeddings)
+    column = pa.FixedSizeListArray.from_arrays(pa.array(embedded.flatten().numpy()), embedded.shape[1])
     buffer = io.BytesIO()
     pq.write_table(pa.table({"path": names, "embedding": column}), buffer)
     parent, _, name = output.rpartition("/")
     Folder.at(parent or ".").write(name, buffer.getvalue())
     return len(names), tuple(skipped)
+
+
+def _decode(
+    files: Sequence[str], spec: EnsembleSpec, skipped: list[str], *, on_bad_image: Literal["error", "skip"]
+) -> dict[str, torch.Tensor]:
+    """Images by path, as the ensemble sees them, [C, H, W] uint8; bad ones are appended to ``skipped``."""
+    channels, size, _ = spec.image_shape
+    form = InferenceForm(spec.resize or size, size)
+    images = {}
+    for path in files:
+        try:
+            image = form(decode_image(Path(path).read_bytes(), name=path, channels=3 if channels == 3 else 1))
+        except (DataError, OSError) as error:
+            if on_bad_image == "error":
+                raise DataError(f"{error}. Replace it, or give --skip-bad-images.") from error
+            skipped.append(path)
+        else:
+            images[path] = 255 - image if spec.inverted else image
+    return images
 
 
 def _files(paths: Sequence[str]) -> list[str]:

@@ -28,6 +28,7 @@ SCHEMA = pa.schema(
         ("shared_vulnerability", pa.float32()),
         ("coordinator_wait_ms", pa.float32()),
         ("exchange_wait_ms", pa.float32()),
+        ("data_wait_ms", pa.float32()),
         ("iteration_ms", pa.float32()),
     ]
 )
@@ -52,6 +53,7 @@ def rows(ensemble: EnsembleStatistics, *, epoch: int, learning_rate: float) -> l
             "shared_vulnerability": ensemble.shared_vulnerability,
             "coordinator_wait_ms": entry.coordinator_wait * 1000,
             "exchange_wait_ms": entry.exchange_wait * 1000,
+            "data_wait_ms": entry.data_wait * 1000,
             "iteration_ms": entry.iteration_time * 1000,
         }
         for entry in ensemble.members

@@ -8,7 +8,7 @@ from collections.abc import Callable
 import torch
 
 from eat_dist.config import ClusterConfig, RunConfig
-from eat_dist.data.images import LabelledImages
+from eat_dist.data.images import ImageSet
 from eat_dist.data.splits import Splits
 from eat_dist.errors import ClusterError
 from eat_dist.exchange import Board, LocalExchange, run_together
@@ -19,7 +19,7 @@ from eat_dist.storage import Folder
 
 def train_in_process(
     config: RunConfig,
-    train: LabelledImages,
+    train: ImageSet,
     *,
     splits: Splits,
     run_folder: Folder,
@@ -38,7 +38,8 @@ def train_in_process(
     """
     members = config.ensemble.members
     device = choose_device(config.cluster)
-    torch.set_num_threads(config.cluster.threads_per_member or max(1, (os.cpu_count() or 1) // members))
+    cpus = max(1, (os.cpu_count() or 1) // members)
+    torch.set_num_threads(config.cluster.threads_per_member or cpus)
     board = Board(members, timeout=config.cluster.gather_timeout)
     policy = Policy.of(config, train.num_classes)
 
@@ -51,6 +52,8 @@ def train_in_process(
                 exchange=LocalExchange(board, rank, policy=policy),
                 run_folder=run_folder,
                 device=device,
+                cpus=cpus,
+                members_here=members,
                 mlflow_run_id=mlflow_run_id,
                 on_iteration=on_iteration if rank == 0 else None,
             ).run()

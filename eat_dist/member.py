@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import resource
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -13,8 +14,8 @@ import torch
 from eat_dist.attacks import ATTACKS
 from eat_dist.checkpoint import Checkpoints, Found, MemberState, optimiser_state, restore_optimiser
 from eat_dist.config import OptimiserConfig, RunConfig
-from eat_dist.data.images import LabelledImages
-from eat_dist.data.samplers import make_sampler
+from eat_dist.data.images import ImageSet
+from eat_dist.data.loader import Loader, make_loader
 from eat_dist.data.splits import Splits
 from eat_dist.defenses import DEFENSES, Learner
 from eat_dist.errors import NonFiniteLossError
@@ -23,8 +24,9 @@ from eat_dist.history import HistoryWriter, rows
 from eat_dist.losses import make_loss
 from eat_dist.models import build_embedder
 from eat_dist.models.ensemble import cpu_state, save_member
+from eat_dist.models.execution import apply_execution
 from eat_dist.robustness.statistics import EnsembleStatistics, Policy
-from eat_dist.seeding import derive_seed, generator
+from eat_dist.seeding import generator
 from eat_dist.storage import Folder
 
 OnIteration = Callable[[EnsembleStatistics], None]
@@ -75,12 +77,16 @@ class MemberResult:
         iterations: Of the whole run.
         resumed_from: Iterations that a checkpoint had already done.
         passed_over: Newer checkpoints that were not usable, one line each.
+        peak_memory: Bytes: of the GPU where there is one, else of the process (which in-process members share).
+        loading: Where its images came from, in words.
     """
 
     passes: int
     iterations: int
     resumed_from: int
     passed_over: tuple[str, ...]
+    peak_memory: int
+    loading: str
 
 
 class Member:
@@ -93,6 +99,8 @@ class Member:
         exchange: The way to the others; says which member this is.
         run_folder: Where checkpoints, history and final weights go.
         device: Where it computes.
+        cpus: CPUs it has to itself, for decoding images.
+        members_here: Members that share this machine's memory.
         mlflow_run_id: Kept in checkpoints.
         on_iteration: Called with the merged statistics after every iteration (by every member).
     """
@@ -100,12 +108,14 @@ class Member:
     def __init__(
         self,
         config: RunConfig,
-        train: LabelledImages,
+        train: ImageSet,
         *,
         splits: Splits,
         exchange: Exchange,
         run_folder: Folder,
         device: torch.device,
+        cpus: int = 1,
+        members_here: int = 1,
         mlflow_run_id: str | None = None,
         on_iteration: OnIteration | None = None,
     ) -> None:
@@ -113,6 +123,8 @@ class Member:
         self.exchange = exchange
         self.rank = exchange.rank
         self.device = device
+        self.cpus = cpus
+        self.members_here = members_here
         self.train = train
         self.run_folder = run_folder
         self.mlflow_run_id = mlflow_run_id
@@ -122,12 +134,10 @@ class Member:
         self.checkpoints = Checkpoints(run_folder.child("checkpoints"), config)
         self.split = splits.indices[self.rank]
         seed, rank = config.seed, self.rank
-        sampler_seed = derive_seed(seed, "sampler", rank)
-        self.sampler = make_sampler(config.data, train.labels[torch.from_numpy(self.split)], seed=sampler_seed)
-        in_channels = train.images.shape[1]
         self.model = build_embedder(
-            config.model, in_channels=in_channels, generator=generator(seed, "weights", rank)
+            config.model, in_channels=train.image_shape[0], generator=generator(seed, "weights", rank)
         ).to(device)
+        apply_execution(self.model, config.train, device)
         self.loss = make_loss(
             config.loss,
             num_classes=train.num_classes,
@@ -141,7 +151,7 @@ class Member:
         self.learner = Learner(
             rank=rank,
             model=self.model,
-            loss=self.loss,  # type: ignore[arg-type]  # a registered loss is a ProxyLoss and a Module
+            loss=self.loss,  # type: ignore[arg-type]  # a registered loss is a MetricLoss and a Module
             attack=ATTACKS[config.attack.name](config.attack),
             exchange=exchange,
             config=config.defense,
@@ -164,21 +174,37 @@ class Member:
         resumed_from = self.iteration
         history = HistoryWriter(self.run_folder.child("statistics"), self.iteration) if self.rank == 0 else None
         self.model.train()
-        while self.iteration < self.schedule.iterations:
-            self._step(history)
-            if self._checkpoint_is_due():
-                self._save(history)
+        with self._loader() as loader:
+            while self.iteration < self.schedule.iterations:
+                self._step(loader, history)
+                if self._checkpoint_is_due():
+                    self._save(history)
+            loading = loader.description
         save_member(self.run_folder.child("model"), self.rank, self.model)
         passed_over = found.passed_over if found else ()
-        return MemberResult(self.passes, self.iteration, resumed_from, passed_over)
+        return MemberResult(self.passes, self.iteration, resumed_from, passed_over, peak_memory(self.device), loading)
 
-    def _step(self, history: HistoryWriter | None) -> None:
+    def _loader(self) -> Loader:
+        return make_loader(
+            self.config.data,
+            self.train,
+            split=self.split,
+            seed=self.config.seed,
+            rank=self.rank,
+            device=self.device,
+            members_here=self.members_here,
+            cpus=self.cpus,
+        )
+
+    def _step(self, loader: Loader, history: HistoryWriter | None) -> None:
         begin, iteration = time.perf_counter(), self.iteration
         factor = self.schedule.learning_rate_factor(self.config.optimiser, iteration)
         for group, base in zip(self.optimiser.param_groups, self.base_rates, strict=True):
             group["lr"] = base * factor
+        self.model.train_head_only(self.schedule.epoch(iteration) < self.config.train.warmup_epochs)
         self.optimiser.zero_grad(set_to_none=True)
-        batch = self.train.batch(self.split[self.sampler.batch_indices(iteration)], self.device)
+        batch = loader.batch(iteration)
+        data_wait = time.perf_counter() - begin
         result = DEFENSES[self.config.defense.name](self.learner, batch, self.ensemble)
         self._refuse_non_finite(result.ensemble)
         norm = _gradient_norm(self.optimiser)
@@ -186,6 +212,9 @@ class Member:
             raise self._not_finite(self.rank, iteration, f"gradient norm is {norm}")
         self.learner.last_gradient_norm = norm
         self.learner.last_waits = result.waits
+        self.learner.last_waits.data = data_wait
+        if self.config.optimiser.clip_value is not None:
+            torch.nn.utils.clip_grad_value_(_parameters(self.optimiser), self.config.optimiser.clip_value)
         self.optimiser.step()
         self.ensemble = result.ensemble
         self.passes += result.passes
@@ -276,13 +305,19 @@ def make_optimiser(config: OptimiserConfig, model: torch.nn.Module, loss: torch.
 
 
 def _gradient_norm(optimiser: torch.optim.Optimizer) -> float:
-    gradients = [
-        parameter.grad
-        for group in optimiser.param_groups
-        for parameter in group["params"]
-        if parameter.grad is not None
-    ]
+    gradients = [parameter.grad for parameter in _parameters(optimiser) if parameter.grad is not None]
     return float(torch.nn.utils.get_total_norm(gradients))
+
+
+def _parameters(optimiser: torch.optim.Optimizer) -> list[torch.nn.Parameter]:
+    return [parameter for group in optimiser.param_groups for parameter in group["params"]]
+
+
+def peak_memory(device: torch.device) -> int:
+    """The most memory held so far, in bytes: on a GPU by torch's tensors, on the CPU by the whole process."""
+    if device.type == "cuda":
+        return int(torch.cuda.max_memory_allocated(device))
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
 def _load(module: torch.nn.Module, prefix: str, tensors: dict[str, torch.Tensor]) -> None:

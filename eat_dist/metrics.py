@@ -60,14 +60,14 @@ def hits_at_k(
     """
     if min(ks) < 1:
         raise ValueError(f"every K must be at least 1; got {list(ks)}")
-    hits = []
+    hits = torch.empty(len(query), len(ks), dtype=torch.bool)
     for block in _similarities(
         query, query_labels, gallery, gallery_labels, exclude_self=exclude_self, block_size=block_size
     ):
         nearest = block.positives.amax(dim=1, keepdim=True)
         rivals = (block.negatives >= nearest).sum(dim=1)
-        hits.append(torch.stack([rivals < k for k in ks], dim=1).cpu())
-    return torch.cat(hits)
+        hits[block.queries] = torch.stack([rivals < k for k in ks], dim=1).cpu()
+    return hits
 
 
 def recall_at_k(
@@ -114,7 +114,7 @@ def map_at_r(
     the precision at i if the i-th neighbour is of that class, else 0; averaged over the queries. Arguments
     and errors as :func:`hits_at_k`.
     """
-    average_precisions = []
+    average_precisions = torch.empty(len(query), dtype=torch.float64)
     for block in _similarities(
         query, query_labels, gallery, gallery_labels, exclude_self=exclude_self, block_size=block_size
     ):
@@ -127,8 +127,8 @@ def map_at_r(
         rank = place + ahead
         counts = rank <= block.num_positives[:, None]
         precision = torch.where(counts, place / rank, 0.0)
-        average_precisions.append((precision.sum(dim=1) / block.num_positives).cpu())
-    return float(torch.cat(average_precisions).mean())
+        average_precisions[block.queries] = (precision.sum(dim=1) / block.num_positives).cpu()
+    return float(average_precisions.mean())
 
 
 def kmeans_labels(embeddings: torch.Tensor, num_clusters: int, *, seed: int, n_init: int = 10) -> npt.NDArray[np.int64]:
@@ -199,11 +199,13 @@ class _Block:
     left out.
 
     Attributes:
+        queries: Which queries.
         positives: To samples of the query's class.
         negatives: To samples of other classes.
         num_positives: [B] int64, at least 1.
     """
 
+    queries: slice
     positives: torch.Tensor
     negatives: torch.Tensor
     num_positives: torch.Tensor
@@ -239,6 +241,7 @@ def _similarities(
                 f"{int(query_labels[lonely])} has none in the gallery (its own image does not count)"
             )
         yield _Block(
+            queries=chosen,
             positives=similarities.masked_fill(~same, float("-inf")),
             negatives=similarities.masked_fill(same, float("-inf")),
             num_positives=num_positives,

@@ -8,7 +8,7 @@ import torch
 from safetensors.torch import load_file
 
 from eat_dist.config import RunConfig, load_config
-from eat_dist.data.datasets import load_dataset
+from eat_dist.data.load import load_dataset
 from eat_dist.data.splits import make_splits
 from eat_dist.in_process import train_in_process
 from eat_dist.member import MemberResult, OnIteration

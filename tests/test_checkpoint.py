@@ -130,7 +130,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_before_any_member_uses_it(tmp_p
 
 def test_the_last_good_checkpoint_is_named_when_a_loss_is_not_finite(tmp_path: Path) -> None:
     from eat_dist.config import override
-    from eat_dist.data.datasets import load_dataset
+    from eat_dist.data.load import load_dataset
     from eat_dist.data.splits import make_splits
     from eat_dist.exchange import Board, LocalExchange
     from eat_dist.member import Member

@@ -8,10 +8,10 @@ import torch
 
 from eat_dist.attacks import Ball
 from eat_dist.config import DataConfig, EvaluationConfig, LossConfig, ModelConfig
-from eat_dist.data.datasets import load_dataset
 from eat_dist.data.images import LabelledImages
+from eat_dist.data.load import load_dataset
 from eat_dist.errors import ConfigError
-from eat_dist.evaluation import OBJECTIVES, References, attack_set, embed_images, evaluate
+from eat_dist.evaluation import OBJECTIVES, References, attack_batches, embed_images, evaluate
 from eat_dist.losses.proxy_anchor import ProxyAnchor
 from eat_dist.models.embedder import build_embedder
 from eat_dist.models.ensemble import EmbeddingEnsemble, cpu_state, weights_digest
@@ -89,20 +89,26 @@ def results(undefended, test_set, tmp_path_factory):
     return measure(undefended, test_set, tmp_path_factory.mktemp("results"))
 
 
-def craft(model, images, objective, *, norm="linf", epsilon=0.2, batch_size=150):
-    clean = embed_images(model, images, batch_size=150, device="cpu")
-    return attack_set(
+def embed(model, images):
+    [embeddings] = embed_images([model], images, batch_size=150, device="cpu")
+    return embeddings
+
+
+def craft(model, images, objective, *, norm="linf", epsilon=0.2, num_steps=10, batch_size=150, seed=0):
+    """All attacked images."""
+    batches = attack_batches(
         model,
         images,
         objective=objective,
-        references=References.of(clean, images, seed=0),
+        references=References.of(embed(model, images), images, seed=seed),
         ball=Ball(norm, epsilon),
-        num_steps=10,
+        num_steps=num_steps,
         step_size=epsilon / 4,
         batch_size=batch_size,
-        seed=0,
+        seed=seed,
         device="cpu",
     )
+    return torch.cat([batch.adversarial for batch in batches])
 
 
 def stamps(folder):
@@ -117,13 +123,20 @@ def rewritten(folder, before):
 def test_embedding_restores_the_mode_and_keeps_the_running_statistics(test_set):
     model = untrained(1).train()
     before = weights_digest([cpu_state(model)])
-    embeddings = embed_images(model, test_set, batch_size=64, device="cpu")
+    embeddings = embed(model, test_set)
     assert all(module.training for module in model.modules())
     assert weights_digest([cpu_state(model)]) == before
     assert embeddings.dtype == torch.float32
     assert embeddings.shape == (150, 16)
     assert not embeddings.requires_grad
-    assert torch.equal(embeddings, embed_images(model.eval(), test_set, batch_size=64, device="cpu"))
+    assert torch.equal(embeddings, embed(model.eval(), test_set))
+
+
+def test_several_models_are_embedded_as_each_alone(test_set):
+    models = [untrained(2), *untrained(2, seed=1).members]
+    together = embed_images(models, test_set, batch_size=150, device="cpu")
+    for model, embeddings in zip(models, together, strict=True):
+        assert torch.equal(embeddings, embed(model, test_set))
 
 
 @pytest.mark.parametrize("norm", ["linf", "l2"])
@@ -152,48 +165,23 @@ def test_the_batch_size_does_not_change_the_attack(undefended, test_set, objecti
 
 def test_random_starts_depend_on_seed_objective_and_image(test_set):
     model = untrained(1)
-    clean = embed_images(model, test_set, batch_size=150, device="cpu")
 
-    def starts(seed, objective):
-        return attack_set(
-            model,
-            test_set,
-            objective=objective,
-            references=References.of(clean, test_set, seed=seed),
-            ball=Ball("linf", 0.2),
-            num_steps=0,
-            step_size=0.0,
-            batch_size=64,
-            seed=seed,
-            device="cpu",
-        )
+    def starts(images, seed, objective):
+        return craft(model, images, objective, num_steps=0, batch_size=64, seed=seed)
 
-    first = starts(0, "displacement")
-    assert torch.equal(first, starts(0, "displacement"))
-    assert not torch.equal(first, starts(1, "displacement"))
-    assert not torch.equal(first, starts(0, "random_wrong_centroid"))
+    first = starts(test_set, 0, "displacement")
+    assert torch.equal(first, starts(test_set, 0, "displacement"))
+    assert not torch.equal(first, starts(test_set, 1, "displacement"))
+    assert not torch.equal(first, starts(test_set, 0, "random_wrong_centroid"))
     same_image = LabelledImages(
         test_set.images[:1].expand(2, -1, -1, -1).clone(), torch.tensor([0, 1]), ("a", "b"), ("a", "b")
     )
-    references = References.of(clean[:2], same_image, seed=0)
-    one, other = attack_set(
-        model,
-        same_image,
-        objective="displacement",
-        references=references,
-        ball=Ball("linf", 0.2),
-        num_steps=0,
-        step_size=0.0,
-        batch_size=2,
-        seed=0,
-        device="cpu",
-    )
+    one, other = starts(same_image, 0, "displacement")
     assert not torch.equal(one, other)
 
 
 def test_wrong_classes_are_wrong_and_of_all_kinds(test_set):
-    clean = embed_images(untrained(1), test_set, batch_size=150, device="cpu")
-    references = References.of(clean, test_set, seed=0)
+    references = References.of(embed(untrained(1), test_set), test_set, seed=0)
     assert not (references.wrong_classes == test_set.labels).any()
     pairs = set(zip(test_set.labels.tolist(), references.wrong_classes.tolist(), strict=True))
     assert len(pairs) == 5 * 4
@@ -266,7 +254,7 @@ def test_results_are_the_file_and_have_the_promised_form(undefended, test_set, t
     assert json.loads((tmp_path / "results.json").read_text(encoding="utf-8")) == results
     head = {key: value for key, value in results.items() if key not in ("ensemble", "members")}
     assert head == {
-        "schema": 1,
+        "schema": 2,
         "protocol": "quick",
         "norm": "l2",
         "epsilon": 1,
@@ -274,6 +262,9 @@ def test_results_are_the_file_and_have_the_promised_form(undefended, test_set, t
         "seed": 0,
         "images": 150,
         "classes": 5,
+        "retrieval": "all_against_all",
+        "queries": 150,
+        "gallery": 150,
     }
     assert len(results["members"]) == 2
     figures = {

@@ -1,189 +1,216 @@
-"""Proxy Anchor against the formula written out in loops, and what the weights mean."""
+"""What holds for every loss of the table: options, randomness, gradients, learning, saving. New ones are tested too."""
 
 from __future__ import annotations
 
-import math
+from collections.abc import Callable
 
 import pytest
 import torch
+from conftest import REPOSITORY
+from torch import nn
+from torch.nn import functional
 
 from eat_dist.config import LossConfig
 from eat_dist.errors import ConfigError
-from eat_dist.losses import LOSSES, make_loss
-from eat_dist.losses.proxy_anchor import ProxyAnchor
+from eat_dist.losses import LOSSES, check_loss, is_pair_loss, make_loss, supports_weights
 from eat_dist.seeding import generator
 
 NUM_CLASSES, DIM = 5, 4
-LABELS = torch.tensor([0, 0, 1, 3, 3, 3, 1])  # classes 2 and 4 do not occur
+LABELS = torch.tensor([0, 0, 1, 3, 3, 3, 1, 2])  # class 4 does not occur, class 2 once
+OPTIONS = sorted((name, option) for name in LOSSES for option in LOSSES[name].options)
+EVERY_LOSS = pytest.mark.parametrize("name", list(LOSSES))
+# Another value of each option than any default.
+OTHER = {"alpha": 3, "beta": 7, "margin": 0.3, "positive_margin": 0.4, "scale": 4, "gamma": 0.7, "angle": 25}
 
 
-def proxy_anchor(dtype: torch.dtype = torch.float64, *, alpha: float = 32.0, seed: int = 0) -> ProxyAnchor:
-    config = LossConfig(alpha=alpha, margin=0.1)
-    loss = make_loss(config, num_classes=NUM_CLASSES, embedding_dim=DIM, generator=generator(seed, "proxies"))
-    assert isinstance(loss, ProxyAnchor)
-    return loss.to(dtype)
+def make(name: str, dtype: torch.dtype = torch.float64, *, seed: int = 0, **options: float) -> nn.Module:
+    config = LossConfig.model_validate({"name": name, **options})
+    return make_loss(config, num_classes=NUM_CLASSES, embedding_dim=DIM, generator=generator(seed, "proxies")).to(dtype)
 
 
-def random_embeddings(dtype: torch.dtype = torch.float64) -> torch.Tensor:
-    return torch.randn(len(LABELS), DIM, generator=generator(0, "embeddings"), dtype=dtype)
+def random_embeddings(dtype: torch.dtype = torch.float64, count: int = len(LABELS)) -> torch.Tensor:
+    return torch.randn(count, DIM, generator=generator(0, "embeddings"), dtype=torch.float64).to(dtype)
 
 
-def naive(
-    embeddings: torch.Tensor,
-    labels: torch.Tensor,
-    proxies: torch.Tensor,
-    weights: list[float] | None = None,
-    *,
-    alpha: float = 32.0,
-    delta: float = 0.1,
-) -> float:
-    """Equation (4) of Kim et al. 2020 in Python floats, one image and one proxy at a time."""
-    weights = weights or [1.0] * len(labels)
-    pull_total = push_total = 0.0
-    positive_proxies = 0
-    for proxy, direction in enumerate(proxies.tolist()):
-        pull = push = 0.0
-        occurs = False
-        for row, label, weight in zip(embeddings.tolist(), labels.tolist(), weights, strict=True):
-            dot = sum(a * b for a, b in zip(row, direction, strict=True))
-            cosine = dot / math.hypot(*row) / math.hypot(*direction)
-            if label == proxy:
-                occurs = True
-                pull += weight * math.exp(-alpha * (cosine - delta))
-            else:
-                push += weight * math.exp(alpha * (cosine + delta))
-        positive_proxies += occurs
-        pull_total += math.log(1 + pull)
-        push_total += math.log(1 + push)
-    return pull_total / positive_proxies + push_total / len(proxies)
+def test_the_table_holds_the_reference_losses() -> None:
+    assert list(LOSSES) == [
+        "angular",
+        "contrastive",
+        "multi_similarity",
+        "proxy_anchor",
+        "proxy_nca",
+        "soft_triple",
+        "triplet",
+    ]
 
 
-@pytest.mark.parametrize(("dtype", "rtol"), [(torch.float32, 2e-5), (torch.float64, 1e-12)])
-@pytest.mark.parametrize("alpha", [1.0, 32.0])
-def test_proxy_anchor_equals_the_naive_double_loop(dtype: torch.dtype, rtol: float, alpha: float) -> None:
-    loss, embeddings = proxy_anchor(dtype, alpha=alpha), random_embeddings(dtype)
-    expected = naive(embeddings, LABELS, loss.proxies, alpha=alpha)
-    assert loss(embeddings, LABELS).item() == pytest.approx(expected, rel=rtol)
+@pytest.mark.parametrize("refuse", [check_loss, lambda config: make(config.name)])
+def test_an_unknown_loss_names_the_known_ones(refuse: Callable[[LossConfig], object]) -> None:
+    with pytest.raises(ConfigError, match=r"no loss is called 'proxy_ancor'; known: .*Did you mean 'proxy_anchor'\?"):
+        refuse(LossConfig(name="proxy_ancor"))
 
 
-@pytest.mark.parametrize(("dtype", "rtol"), [(torch.float32, 2e-5), (torch.float64, 1e-12)])
-@pytest.mark.parametrize("alpha", [1.0, 32.0])
-def test_weighted_proxy_anchor_equals_the_naive_double_loop(dtype: torch.dtype, rtol: float, alpha: float) -> None:
-    loss, embeddings = proxy_anchor(dtype, alpha=alpha), random_embeddings(dtype)
-    weights = [0.5, 2.0, 1.0, 0.0, 3.5, 0.1, 1.0]
-    expected = naive(embeddings, LABELS, loss.proxies, weights, alpha=alpha)
-    assert loss(embeddings, LABELS, weights=torch.tensor(weights, dtype=dtype)).item() == pytest.approx(
-        expected, rel=rtol
-    )
+@EVERY_LOSS
+def test_options_that_a_loss_does_not_take_are_refused_by_name_with_those_it_takes(name: str) -> None:
+    check_loss(LossConfig(name=name))
+    foreign = [option for option in LossConfig.model_fields if option not in {"name", *LOSSES[name].options}]
+    config = LossConfig.model_validate({"name": name, **dict.fromkeys(foreign, 1)})
+    for refuse in (check_loss, lambda config: make_loss(config, num_classes=2, embedding_dim=2, generator=None)):
+        with pytest.raises(ConfigError) as raised:
+            refuse(config)
+        message = str(raised.value)
+        assert message.startswith(f"the loss '{name}' takes the options {', '.join(LOSSES[name].options)}; got ")
+        assert all(f"loss.{option} = 1" in message for option in foreign)
+        assert "\n" not in message
 
 
-def test_proxy_anchor_by_hand() -> None:
-    """α = 1, δ = 0.1, two proxies on the axes, one image on the first: s = 1 to its own, 0 to the other.
+@pytest.mark.parametrize(("name", "option"), OPTIONS)
+def test_an_option_left_out_is_its_default_and_one_that_is_set_counts(name: str, option: str) -> None:
+    def value(**options: float) -> float:
+        loss = make(name, **options)
+        return loss(random_embeddings(), LABELS).item()
 
-    log(1 + e^{−0.9}) / 1 + log(1 + e^{0.1}) / 2.
-    """
-    config = LossConfig(alpha=1, margin=0.1)
-    loss = make_loss(config, num_classes=2, embedding_dim=2, generator=generator(0))
-    loss.proxies.data = torch.tensor([[2.0, 0.0], [0.0, 0.5]])
-    value = loss(torch.tensor([[3.0, 0.0]]), torch.tensor([0]))
-    assert value.item() == pytest.approx(math.log(1 + math.exp(-0.9)) + math.log(1 + math.exp(0.1)) / 2, rel=1e-6)
-
-
-def gradients(
-    loss: ProxyAnchor, embeddings: torch.Tensor, labels: torch.Tensor, weights: torch.Tensor | None
-) -> tuple[torch.Tensor, ...]:
-    """Value, gradient by embeddings, gradient by proxies."""
-    embeddings = embeddings.clone().requires_grad_(True)
-    value = loss(embeddings, labels, weights=weights)
-    return (value.detach(), *torch.autograd.grad(value, [embeddings, loss.proxies]))
+    default = LOSSES[name].options[option]
+    assert value(**{option: default}) == value()
+    if option == "centers_per_class":
+        assert make(name, centers_per_class=3).fc.shape == (DIM, 3 * NUM_CLASSES)
+    else:
+        assert value(**{option: OTHER[option]}) != pytest.approx(value(), rel=1e-3)
 
 
-def test_weights_of_one_are_no_weights_in_value_and_gradient() -> None:
-    loss = proxy_anchor()
-    without = gradients(loss, random_embeddings(), LABELS, None)
-    ones = gradients(loss, random_embeddings(), LABELS, torch.ones(len(LABELS), dtype=torch.float64))
-    torch.testing.assert_close(ones, without, rtol=1e-10, atol=1e-12)
+@EVERY_LOSS
+def test_the_docs_state_every_loss_with_its_options_and_defaults(name: str) -> None:
+    page = (REPOSITORY / "docs" / "losses.md").read_text(encoding="utf-8")
+    (row,) = [line for line in page.splitlines() if line.startswith(f"| `{name}` | ")][:1]
+    for option, default in LOSSES[name].options.items():
+        assert f"`{option}` {default:g}" in row
 
 
-def test_a_repeated_image_counts_twice_in_the_sums() -> None:
-    """What the loss itself does with a batch that holds every image twice is a weight of two for each."""
-    loss, embeddings = proxy_anchor(), random_embeddings()
-    twice = gradients(loss, embeddings.repeat(2, 1), LABELS.repeat(2), None)
-    weighted = gradients(loss, embeddings, LABELS, torch.full((len(LABELS),), 2.0, dtype=torch.float64))
-    torch.testing.assert_close(weighted[0], twice[0])
-    torch.testing.assert_close(weighted[1], twice[1][: len(LABELS)] + twice[1][len(LABELS) :])
-    torch.testing.assert_close(weighted[2], twice[2])
-
-
-def test_weight_two_of_one_image_is_that_image_repeated() -> None:
-    loss, embeddings = proxy_anchor(), random_embeddings()
-    repeated = loss(torch.cat([embeddings, embeddings[3:4]]), torch.cat([LABELS, LABELS[3:4]]))
+@EVERY_LOSS
+def test_pair_losses_are_those_without_parameters_and_without_weights(name: str) -> None:
+    loss = make(name)
+    assert is_pair_loss(name) == (not list(loss.parameters()))
+    assert is_pair_loss(name) != supports_weights(name)
     weights = torch.ones(len(LABELS), dtype=torch.float64)
-    weights[3] = 2
-    torch.testing.assert_close(loss(embeddings, LABELS, weights=weights), repeated)
-    assert repeated.item() != pytest.approx(loss(embeddings, LABELS).item(), rel=1e-4)
+    if supports_weights(name):
+        loss(random_embeddings(), LABELS, weights=weights)
+    else:
+        with pytest.raises(ConfigError, match=r"no weight an image.*transfer_rule.*class_risk"):
+            loss(random_embeddings(), LABELS, weights=weights)
 
 
-def test_a_weight_of_zero_drops_the_image_and_a_small_one_nearly_does() -> None:
-    """Of a class that others keep in the batch: |P⁺| counts the classes of the batch, whatever their weights."""
-    loss, embeddings = proxy_anchor(), random_embeddings()
-    dropped = torch.arange(len(LABELS)) != 4
-    without = gradients(loss, embeddings[dropped], LABELS[dropped], None)
-    for weight, tolerance in ((0.0, 1e-12), (1e-14, 1e-6)):
-        weights = dropped.to(torch.float64).clamp_min(weight)
-        value, by_embeddings, by_proxies = gradients(loss, embeddings, LABELS, weights)
-        torch.testing.assert_close(value, without[0], rtol=tolerance, atol=0)
-        torch.testing.assert_close(by_embeddings[dropped], without[1], rtol=tolerance, atol=tolerance)
-        torch.testing.assert_close(by_proxies, without[2], rtol=tolerance, atol=tolerance)
-        assert float(by_embeddings[4].abs().max()) <= tolerance
+@EVERY_LOSS
+def test_building_draws_from_the_generator_alone_and_leaves_the_global_one_as_it_is(name: str) -> None:
+    torch.manual_seed(0)
+    before = torch.get_rng_state()
+    first = make(name, seed=1).state_dict()
+    assert torch.equal(torch.get_rng_state(), before)
+    torch.manual_seed(1)
+    again, other = make(name, seed=1).state_dict(), make(name, seed=2).state_dict()
+    assert all(torch.equal(first[key], again[key]) for key in first)
+    assert is_pair_loss(name) or not any(torch.equal(first[key], other[key]) for key in first)
 
 
-@pytest.mark.parametrize("weighted", [True, False])
-def test_gradients_are_those_of_finite_differences(weighted: bool) -> None:
-    loss = proxy_anchor(alpha=4.0)
-    weights = torch.tensor([0.5, 2.0, 1.0, 0.0, 3.5, 0.1, 1.0], dtype=torch.float64) if weighted else None
+@EVERY_LOSS
+def test_gradients_are_those_of_finite_differences(name: str) -> None:
+    loss = make(name, **({"alpha": 4} if name == "proxy_anchor" else {}))
     embeddings = random_embeddings().requires_grad_(True)
 
-    def value(embeddings: torch.Tensor, _: torch.Tensor) -> torch.Tensor:  # proxies are perturbed in place
+    def value(embeddings: torch.Tensor, *_: torch.Tensor) -> torch.Tensor:  # proxies are perturbed in place
+        return loss(embeddings, LABELS)
+
+    assert torch.autograd.gradcheck(value, (embeddings, *loss.parameters()))
+
+
+@pytest.mark.parametrize("name", [name for name in LOSSES if supports_weights(name)])
+def test_weighted_gradients_are_those_of_finite_differences(name: str) -> None:
+    loss = make(name, **({"alpha": 4} if name == "proxy_anchor" else {}))
+    embeddings = random_embeddings().requires_grad_(True)
+    weights = torch.tensor([0.5, 2.0, 1.0, 0.0, 3.5, 0.1, 1.0, 1.0], dtype=torch.float64)
+
+    def value(embeddings: torch.Tensor, *_: torch.Tensor) -> torch.Tensor:
         return loss(embeddings, LABELS, weights=weights)
 
-    assert torch.autograd.gradcheck(value, (embeddings, loss.proxies))
+    assert torch.autograd.gradcheck(value, (embeddings, *loss.parameters()))
 
 
-def test_large_scales_overflow_neither_value_nor_gradient() -> None:
-    """α = 1,000 makes e^{α(s + δ)} infinite in float32; the log-sum-exp must not."""
-    loss, embeddings = proxy_anchor(torch.float32, alpha=1000.0), random_embeddings(torch.float32)
-    for weights in (None, torch.ones(len(LABELS))):
-        assert all(bool(part.isfinite().all()) for part in gradients(loss, embeddings, LABELS, weights))
+@EVERY_LOSS
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("count", [8, 60])  # above 25 rows torch.cdist takes another way
+def test_gradients_are_finite_where_embeddings_coincide(name: str, dtype: torch.dtype, count: int) -> None:
+    """Images 0 and 1 are of one class, 0 and 2 of two; the last ones are opposite to them."""
+    embeddings = functional.normalize(random_embeddings(dtype, count))
+    embeddings[1] = embeddings[2] = embeddings[0]
+    embeddings[-1] = -embeddings[0]
+    embeddings.requires_grad_(True)
+    loss = make(name, dtype)
+    value = loss(embeddings, LABELS.repeat(8)[:count])
+    gradients = torch.autograd.grad(value, [embeddings, *loss.parameters()])
+    assert bool(value.isfinite())
+    assert all(bool(gradient.isfinite().all()) for gradient in gradients)
 
 
-def test_proxies_are_drawn_from_the_generator_alone() -> None:
-    torch.manual_seed(0)
-    first = proxy_anchor(seed=1).proxies
-    torch.manual_seed(1)
-    assert torch.equal(proxy_anchor(seed=1).proxies, first)
-    assert not torch.equal(proxy_anchor(seed=2).proxies, first)
+@EVERY_LOSS
+def test_float32_gives_the_numbers_of_float64(name: str) -> None:
+    labels = LABELS.repeat(5)
+    for given in (LABELS, labels):
+        single, double = (
+            make(name, dtype)(random_embeddings(dtype, len(given)), given) for dtype in (torch.float32, torch.float64)
+        )
+        assert single.dtype == torch.float32
+        assert double.dtype == torch.float64
+        assert single.item() == pytest.approx(double.item(), rel=1e-4)
 
 
-def test_proxies_are_kaiming_normal_with_fan_out() -> None:
-    """Standard deviation √(2 / number of proxies), as in the official code; 200 · 64 draws: standard error 0.6 %."""
-    loss = make_loss(LossConfig(), num_classes=200, embedding_dim=64, generator=generator(0))
-    assert loss.proxies.std().item() == pytest.approx(math.sqrt(2 / 200), rel=0.03)
-    assert [name for name, _ in loss.named_parameters()] == ["proxies"]
+@EVERY_LOSS
+def test_the_length_of_embeddings_does_not_matter(name: str) -> None:
+    loss, embeddings = make(name), random_embeddings()
+    loss.observe(embeddings, LABELS)
+    lengths = torch.linspace(0.5, 4, len(LABELS), dtype=torch.float64)[:, None]
+    torch.testing.assert_close(loss(lengths * embeddings, LABELS), loss(embeddings, LABELS))
+    torch.testing.assert_close(loss.similarities(lengths * embeddings), loss.similarities(embeddings))
 
 
-def test_similarities_are_cosines() -> None:
-    loss, embeddings = proxy_anchor(), random_embeddings()
-    similarities = loss.similarities(embeddings)
+@EVERY_LOSS
+def test_similarities_are_one_number_a_class_from_minus_one_to_one(name: str) -> None:
+    loss = make(name)
+    loss.observe(random_embeddings(), LABELS)
+    similarities = loss.similarities(random_embeddings()).detach()
     assert similarities.shape == (len(LABELS), NUM_CLASSES)
-    for row, column in ((0, 0), (3, 2), (6, 4)):
-        a, b = embeddings[row].tolist(), loss.proxies[column].tolist()
-        expected = sum(x * y for x, y in zip(a, b, strict=True)) / math.hypot(*a) / math.hypot(*b)
-        assert similarities[row, column].item() == pytest.approx(expected, rel=1e-12)
-    torch.testing.assert_close(loss.similarities(7 * embeddings), similarities)
+    assert float(similarities.abs().max()) <= 1 + 1e-12
 
 
-def test_an_unknown_loss_names_the_known_ones() -> None:
-    assert list(LOSSES) == sorted(LOSSES)
-    with pytest.raises(ConfigError, match=r"no loss is called 'proxy_ancor'; known: .*Did you mean 'proxy_anchor'\?"):
-        make_loss(LossConfig(name="proxy_ancor"), num_classes=2, embedding_dim=2, generator=generator(0))
+@EVERY_LOSS
+@pytest.mark.parametrize(("optimiser", "rate"), [(torch.optim.AdamW, 0.05), (torch.optim.SGD, 0.1)])
+def test_every_loss_falls_on_a_toy_problem_and_moves_its_proxies(
+    name: str, optimiser: type[torch.optim.SGD], rate: float
+) -> None:
+    """Four overlapping clouds in six dimensions, through one linear layer."""
+    draw = generator(0, "toy")
+    labels = torch.arange(4).repeat_interleave(5)
+    images = torch.randn(4, 6, generator=draw)[labels] + 0.7 * torch.randn(20, 6, generator=draw)
+    layer = nn.Parameter(torch.randn(6, DIM, generator=draw))
+    loss = make_loss(LossConfig(name=name), num_classes=4, embedding_dim=DIM, generator=generator(1))
+    before = {key: value.detach().clone() for key, value in loss.named_parameters()}
+    steps = optimiser([layer, *loss.parameters()], lr=rate)
+    values = []
+    for _ in range(30):
+        value = loss(functional.normalize(images @ layer), labels)
+        steps.zero_grad()
+        value.backward()
+        steps.step()
+        values.append(value.item())
+    assert values[-1] < 0.85 * values[0]
+    for key, parameter in loss.named_parameters():
+        assert float((parameter.detach() - before[key]).abs().max()) > 1e-3
+
+
+@EVERY_LOSS
+def test_the_state_brings_proxies_or_centroids_back(name: str) -> None:
+    loss, embeddings = make(name, seed=1), random_embeddings()
+    loss.observe(embeddings, LABELS)
+    other = make(name, seed=2)
+    assert not torch.equal(other.similarities(embeddings), loss.similarities(embeddings))
+    other.load_state_dict(loss.state_dict())
+    assert torch.equal(other.similarities(embeddings), loss.similarities(embeddings))
+    assert torch.equal(other(embeddings, LABELS), loss(embeddings, LABELS))

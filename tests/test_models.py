@@ -49,13 +49,26 @@ def test_embeddings_have_length_one(channels: int, training: bool) -> None:
     torch.testing.assert_close(embeddings.norm(dim=1), torch.ones(7))
 
 
+@pytest.mark.parametrize("training", [True, False])
+def test_an_embedding_is_the_head_of_average_plus_maximum_of_the_features(training: bool) -> None:
+    """Bit by bit the formula written out, with the convnet's own mean and std of 0.5."""
+    model, images = member(config=ModelConfig(widths=(4, 8), embedding_dim=5)).train(training), random_images(7)
+    with torch.no_grad():
+        features = model.backbone((images - 0.5) / 0.5)
+        projected = model.head(features.mean((2, 3)) + features.amax((2, 3)))
+        expected = projected / projected.norm(dim=1, keepdim=True)
+    assert torch.equal(embed(model, images), expected)
+
+
 def test_normalisation_is_inside_the_model() -> None:
     """A network that subtracts 0.3 sees x − 0.2 as one that subtracts 0.5 sees x; likewise for the divisor."""
     images = random_images()
     expected = embed(member(), images)
     shifted, scaled = (
-        build_embedder(SMALL.model_copy(update=changed), in_channels=1, generator=generator(1)).eval()
-        for changed in ({"mean": 0.3}, {"mean": 0.25, "std": 0.25})
+        build_embedder(
+            ModelConfig(widths=(4, 8), embedding_dim=5, **changed), in_channels=1, generator=generator(1)
+        ).eval()
+        for changed in ({"mean": 0.3, "std": 0.5}, {"mean": 0.25, "std": 0.25})
     )
     for model, inputs in ((shifted, images - 0.2), (scaled, images / 2)):
         model.load_state_dict(member().state_dict())  # mean and std are the config's, not the weights'
@@ -73,6 +86,15 @@ def test_weights_depend_on_the_generator_alone() -> None:
     drawn = [name for name in first if name.endswith("weight") and first[name].ndim > 1]
     assert len(drawn) == 3
     assert not any(torch.equal(first[name], other[name]) for name in drawn)
+
+
+def test_weights_are_drawn_layer_by_layer_from_the_generator() -> None:
+    """What a seed means must not change: convolutions from the first on, then the head, √(2 / fan-out) each."""
+    state = cpu_state(build_embedder(SMALL, in_channels=1, generator=generator(0, "weights", 0)))
+    stream = generator(0, "weights", 0)
+    for name, fan_out in (("backbone.blocks.0", 4 * 9), ("backbone.blocks.3", 8 * 9), ("head", 5)):
+        weight = state[f"{name}.weight"]
+        assert torch.equal(weight, torch.empty_like(weight).normal_(std=math.sqrt(2 / fan_out), generator=stream))
 
 
 def test_building_a_model_does_not_disturb_later_draws_of_its_generator() -> None:
@@ -111,7 +133,9 @@ def test_all_blocks_of_the_convnet_but_the_last_halve_the_resolution() -> None:
 
 
 def test_an_unknown_backbone_names_the_known_ones() -> None:
-    with pytest.raises(ConfigError, match=r"no backbone is called 'convnett'; known: convnet.*Did you mean 'convnet'"):
+    with pytest.raises(
+        ConfigError, match=r"no backbone is called 'convnett'; known: .*convnet, .*Did you mean 'convnet'"
+    ):
         build_embedder(ModelConfig(backbone="convnett"), in_channels=1, generator=generator(0))
 
 
@@ -133,7 +157,7 @@ def test_an_ensemble_of_nobody_is_refused() -> None:
 @pytest.fixture
 def saved(tmp_path: Path) -> Path:
     ensemble = EmbeddingEnsemble([member(rank) for rank in range(2)])
-    save_ensemble(tmp_path / "model", ensemble, spec=EnsembleSpec(SMALL, (1, 12, 12), 2))
+    save_ensemble(tmp_path / "model", ensemble, spec=EnsembleSpec(SMALL, (1, 12, 12), 2, resize=14))
     return tmp_path / "model"
 
 
@@ -144,12 +168,16 @@ def test_a_saved_ensemble_comes_back_exactly(saved: Path) -> None:
     for name, tensor in ensemble.state_dict().items():
         assert torch.equal(loaded.state_dict()[name], tensor)
     assert torch.equal(embed(loaded, random_images()), embed(ensemble.eval(), random_images()))
-    assert load_spec(saved) == EnsembleSpec(SMALL, (1, 12, 12), 2)
+    assert load_spec(saved) == EnsembleSpec(SMALL, (1, 12, 12), 2, resize=14)
     assert sorted(path.name for path in saved.iterdir()) == [
         "ensemble.json",
         "member_0.safetensors",
         "member_1.safetensors",
     ]
+
+
+def test_an_ensemble_is_resized_to_its_height_by_default() -> None:
+    assert EnsembleSpec(SMALL, (3, 12, 10), 2).resize == 12
 
 
 def edited(**changes: Any) -> Callable[[Path], None]:
@@ -180,11 +208,14 @@ DAMAGE: dict[str, tuple[Callable[[Path], Any], str]] = {
         lambda folder: (folder / "ensemble.json").write_text("[]"),
         r"ensemble\.json' is damaged",
     ),
-    "a later schema": (edited(schema=2), r"ensemble\.json' has schema 2; this version reads 1"),
+    "an earlier schema": (edited(schema=1), r"ensemble\.json' has schema 1; this version reads 2"),
+    "a later schema": (edited(schema=3), r"ensemble\.json' has schema 3; this version reads 2"),
     "no network": (edited(model=None), r"ensemble\.json' is damaged"),
     "an unknown key in the network": (edited(model={"depth": 3}), r"ensemble\.json' is damaged"),
     "an image of two dimensions": (edited(image_shape=[12, 12]), r"ensemble\.json' is damaged"),
     "channels that are text": (edited(image_shape=["a", 12, 12]), r"ensemble\.json' is damaged"),
+    "a resize to nothing": (edited(resize=0), r"ensemble\.json' is damaged"),
+    "a resize that is text": (edited(resize="14"), r"ensemble\.json' is damaged"),
     "members that are text": (edited(members="two"), r"ensemble\.json' is damaged"),
     "no members": (edited(members=0), r"ensemble\.json' is damaged"),
     "more members than files": (edited(members=3), r"member_2\.safetensors': No such file"),

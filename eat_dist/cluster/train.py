@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import math
+import os
 import signal
 import threading
 import time
@@ -23,7 +24,7 @@ from eat_dist.cluster.exchange import RayExchange
 from eat_dist.cluster.resources import Placement, place
 from eat_dist.cluster.session import connect, nodes
 from eat_dist.config import RunConfig, dump_config, parse_config
-from eat_dist.data.datasets import load_dataset
+from eat_dist.data.load import load_dataset
 from eat_dist.data.splits import make_splits
 from eat_dist.errors import ClusterError, EatError, MemberLateError
 from eat_dist.member import Member, MemberResult, OnIteration
@@ -125,13 +126,17 @@ def _train_member(loop: dict[str, Any]) -> None:
     try:
         train = load_dataset(config.data).train
         splits = make_splits(train.labels, config.ensemble.split, members=config.ensemble.members, seed=config.seed)
+        on_gpu, here = torch.cuda.is_available(), context.get_local_world_size()
         result = Member(
             config,
             train,
             splits=splits,
             exchange=exchange,
             run_folder=Folder.at(loop["run_folder"]),
-            device=get_device() if torch.cuda.is_available() else torch.device("cpu"),
+            device=get_device() if on_gpu else torch.device("cpu"),
+            # A GPU's worker reserves no CPUs, but the node's are there for decoding.
+            cpus=max(1, (os.cpu_count() or 1) // here) if on_gpu else loop["threads"],
+            members_here=here,
             mlflow_run_id=loop["mlflow_run_id"],
         ).run()
         ray.get(coordinator.finish.remote(exchange.rank, result))

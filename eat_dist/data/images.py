@@ -44,7 +44,7 @@ class ImageSet(Protocol):
     def image_shape(self) -> tuple[int, int, int]: ...  # noqa: D102
     @property
     def num_classes(self) -> int: ...  # noqa: D102
-    def __len__(self) -> int: ...  # noqa: D105
+    def __len__(self) -> int: ...
 
     def stored(self, index: int) -> torch.Tensor:
         """One image as it is stored, [C, h, w] uint8: what augmentation starts from. Safe in several threads."""
@@ -73,6 +73,7 @@ class LabelledImages:
         class_names: The name of each label, all different.
         names: Where each of the N images came from.
         is_query: [N] bool or None, as :class:`ImageSet` has it.
+        known_digest: :meth:`digest` of the set that this one was decoded from; None: it is computed.
     """
 
     images: torch.Tensor
@@ -80,6 +81,7 @@ class LabelledImages:
     class_names: tuple[str, ...]
     names: tuple[str, ...]
     is_query: torch.Tensor | None = None
+    known_digest: str | None = None
 
     def __post_init__(self) -> None:
         assert self.images.dtype == torch.uint8, self.images.dtype
@@ -121,6 +123,8 @@ class LabelledImages:
 
     def digest(self) -> str:
         """SHA-256 of pixels, labels and roles."""
+        if self.known_digest is not None:
+            return self.known_digest
         found = hashlib.sha256(repr((tuple(self.images.shape), self.class_names)).encode())
         for tensor in (self.images, self.labels, self.is_query):
             found.update(b"-" if tensor is None else tensor.contiguous().numpy().tobytes())

@@ -11,7 +11,6 @@ from torchvision.transforms.v2 import functional
 from eat_dist.data.decode import to_tensor
 from eat_dist.errors import ConfigError
 
-
 _LONGEST_STRIP = 8  # times its width
 
 
@@ -31,8 +30,8 @@ class InferenceForm:
     def __post_init__(self) -> None:
         if self.resize < self.size:
             raise ConfigError(
-                f"data.resize, the shorter side before the centre crop, must be at least data.image_size = {self.size}; "
-                f"got {self.resize}"
+                f"data.resize, the shorter side before the centre crop, must be at least data.image_size = "
+                f"{self.size}; got {self.resize}"
             )
 
     def __call__(self, image: Image.Image) -> torch.Tensor:

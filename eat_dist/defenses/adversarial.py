@@ -46,6 +46,8 @@ def own_loss(
     images = torch.cat([batch.images, adversarial]) if with_clean else adversarial
     embeddings = learner.model(images)
     attacked = embeddings[-len(adversarial) :]
+    own, own_labels = (embeddings[: len(batch.images)], batch.labels) if with_clean else (attacked, labels)
+    learner.loss.observe(own.detach(), own_labels)  # before similarities are asked for, so that they know these classes
     adversarial_loss = learner.loss(attacked, labels)
     similarities = learner.loss.similarities(attacked)
     if not with_clean:

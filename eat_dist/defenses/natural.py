@@ -18,7 +18,9 @@ from eat_dist.robustness.statistics import EnsembleStatistics
 @DEFENSES.register("natural")
 def natural(learner: Learner, batch: Batch, ensemble: EnsembleStatistics) -> StepResult:
     """L = PAL(f(x), y). One pass."""
-    loss = learner.loss(learner.model(batch.images), batch.labels)
+    embeddings = learner.model(batch.images)
+    loss = learner.loss(embeddings, batch.labels)
+    learner.loss.observe(embeddings.detach(), batch.labels)
     statistics = statistics_of(learner, batch, ensemble, Measured(clean_loss=loss), [])
     pending = learner.exchange.submit(statistics, ensemble)
     loss.backward()  # type: ignore[no-untyped-call]

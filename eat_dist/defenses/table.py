@@ -14,7 +14,7 @@ from eat_dist.attacks import GradientAttack
 from eat_dist.batch import Batch
 from eat_dist.config import DefenseConfig
 from eat_dist.exchange import Exchange, Pending
-from eat_dist.losses import ProxyLoss
+from eat_dist.losses import MetricLoss
 from eat_dist.registry import Registry
 from eat_dist.robustness.statistics import ClassCounts, EnsembleStatistics, MemberStatistics, Received, fooled
 
@@ -25,6 +25,7 @@ class Waits:
 
     coordinator: float = 0.0
     exchange: float = 0.0
+    data: float = 0.0
 
 
 @dataclass
@@ -46,7 +47,7 @@ class Learner:
 
     rank: int
     model: nn.Module
-    loss: ProxyLoss
+    loss: MetricLoss
     attack: GradientAttack
     exchange: Exchange
     config: DefenseConfig
@@ -152,5 +153,6 @@ def statistics_of(
         by_class=by_class,
         coordinator_wait=learner.last_waits.coordinator,
         exchange_wait=learner.last_waits.exchange,
+        data_wait=learner.last_waits.data,
         iteration_time=learner.last_time,
     )

@@ -1,6 +1,6 @@
 """How good and how robust an ensemble is: embedding and attacking a test set, and the protocols."""
 
-from eat_dist.evaluation.attacks import OBJECTIVES, AttackedBatch, References, attack_batches, attack_set
+from eat_dist.evaluation.attacks import OBJECTIVES, AttackedBatch, References, attack_batches
 from eat_dist.evaluation.embed import embed_images
 from eat_dist.evaluation.protocol import evaluate
 
@@ -9,7 +9,6 @@ __all__ = [
     "AttackedBatch",
     "References",
     "attack_batches",
-    "attack_set",
     "embed_images",
     "evaluate",
 ]

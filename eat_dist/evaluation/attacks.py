@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from eat_dist.attacks import Ball, Objective, ascend, objectives
-from eat_dist.data.images import LabelledImages
+from eat_dist.data.images import ImageSet
 from eat_dist.evaluation.embed import batch_indices
 from eat_dist.registry import Registry
 from eat_dist.seeding import generator
@@ -17,8 +17,9 @@ from eat_dist.seeding import generator
 
 @dataclass(frozen=True)
 class References:
-    """What the objectives compare an attacked embedding with; all of it from one model and the clean test
-    set.
+    """What the objectives compare an attacked embedding with; all of it from one model and the clean test set.
+
+    Queries and gallery are not told apart: an attacker of either knows the classes of all clean images.
 
     Attributes:
         clean: [N, D] embeddings of the clean images.
@@ -33,7 +34,7 @@ class References:
     wrong_classes: torch.Tensor
 
     @classmethod
-    def of(cls, clean: torch.Tensor, images: LabelledImages, *, seed: int) -> References:
+    def of(cls, clean: torch.Tensor, images: ImageSet, *, seed: int) -> References:
         """The references of one model. The wrong classes depend on the seed and the labels alone.
 
         Args:
@@ -96,7 +97,7 @@ class AttackedBatch:
 
 def attack_batches(
     model: nn.Module,
-    images: LabelledImages,
+    images: ImageSet,
     *,
     objective: str,
     references: References,
@@ -112,7 +113,7 @@ def attack_batches(
     The start of image i is drawn on the CPU from a generator seeded by (seed, objective, i), and the
     objectives compare an image with fixed references only: so neither the batch size nor the device changes
     what is computed. What remains is rounding: where a library picks another kernel for another batch size, a
-    gradient near zero may change its sign.
+    gradient near zero may change its sign. Every image is decoded once.
 
     Args:
         model: On ``device``; frozen while it is attacked, restored after.
@@ -135,7 +136,7 @@ def attack_batches(
         steps = ascend(
             model,
             clean,
-            start=_random_starts(images, indices, ball=ball, key=(seed, "evaluation", "start", objective)).to(device),
+            start=_random_starts(clean, indices, ball=ball, key=(seed, "evaluation", "start", objective)),
             objective=build(references.at(indices, device)),
             ball=ball,
             step_size=step_size,
@@ -144,46 +145,12 @@ def attack_batches(
         yield AttackedBatch(indices=indices, clean=clean, adversarial=steps.images)
 
 
-def attack_set(
-    model: nn.Module,
-    images: LabelledImages,
-    *,
-    objective: str,
-    references: References,
-    ball: Ball,
-    num_steps: int,
-    step_size: float,
-    batch_size: int,
-    seed: int,
-    device: torch.device | str,
-) -> torch.Tensor:
-    """All attacked images at once, [N, C, H, W] float32 in [0, 1] on the CPU.
-
-    Arguments as :func:`attack_batches`; use that one where the set is large, to hold a batch at a time.
-    """
-    batches = attack_batches(
-        model,
-        images,
-        objective=objective,
-        references=references,
-        ball=ball,
-        num_steps=num_steps,
-        step_size=step_size,
-        batch_size=batch_size,
-        seed=seed,
-        device=device,
-    )
-    return torch.cat([batch.adversarial.cpu() for batch in batches])
-
-
 def _random_starts(
-    images: LabelledImages, indices: torch.Tensor, *, ball: Ball, key: tuple[int | str, ...]
+    clean: torch.Tensor, indices: torch.Tensor, *, ball: Ball, key: tuple[int | str, ...]
 ) -> torch.Tensor:
-    """[B, C, H, W] a uniform point of each image's ball, on the CPU."""
-    clean = images.batch(indices, "cpu").images
-    return torch.cat(
-        [
-            ball.random_point(image[None], generator(*key, index))
-            for image, index in zip(clean, indices.tolist(), strict=True)
-        ]
-    )
+    """[B, C, H, W] a uniform point of each image's ball, drawn on the CPU, on the images' device."""
+    points = [
+        ball.random_point(image[None], generator(*key, index))
+        for image, index in zip(clean.cpu(), indices.tolist(), strict=True)
+    ]
+    return torch.cat(points).to(clean.device)

@@ -2,31 +2,34 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import nn
 
 from eat_dist.attacks import frozen
-from eat_dist.data.images import LabelledImages
+from eat_dist.data.images import ImageSet
 
 
 def embed_images(
-    model: nn.Module, images: LabelledImages, *, batch_size: int, device: torch.device | str
-) -> torch.Tensor:
-    """Embed every image in evaluation mode, without gradients; the model's mode is restored.
+    models: Sequence[nn.Module], images: ImageSet, *, batch_size: int, device: torch.device | str
+) -> list[torch.Tensor]:
+    """Embed every image with each model, in evaluation mode, without gradients; the models' modes are restored.
+
+    Every image is decoded once, however many models there are.
 
     Args:
-        model: On ``device``; maps images in [0, 1] to [B, D].
+        models: On ``device``; each maps images in [0, 1] to [B, D].
         images: N images.
         batch_size: Images of one forward pass.
-        device: Where the model is.
+        device: Where the models are.
 
     Returns:
-        [N, D] float32 on the CPU, in the order of the images.
+        For each model [N, D] float32 on the CPU, in the order of the images.
     """
     batches = (images.batch(indices, device).images for indices in batch_indices(len(images), batch_size))
-    return torch.cat([embed_batch(model, batch) for batch in batches])
+    embedded = [[embed_batch(model, batch) for model in models] for batch in batches]
+    return [torch.cat(of_model) for of_model in zip(*embedded, strict=True)]
 
 
 def embed_batch(model: nn.Module, images: torch.Tensor) -> torch.Tensor:

@@ -3,36 +3,76 @@
 from __future__ import annotations
 
 import statistics
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
 
 import torch
 
+from eat_dist.data.images import ImageSet
 from eat_dist.metrics import ami, hits_at_k, kmeans_labels, map_at_r, nmi, pairwise_f1
 from eat_dist.seeding import derive_seed
-
-RECALL_KS = (1, 2, 4, 8)
 
 Figures = dict[str, float | None]
 
 
-def retrieval_figures(
-    query: torch.Tensor, gallery: torch.Tensor, *, labels: torch.Tensor
-) -> tuple[Figures, torch.Tensor]:
-    """Queries against a gallery of the same N images, each query's own image left out.
+@dataclass(frozen=True, eq=False)
+class Retrieval:
+    """Which of a test set's N images are searched for among which.
 
-    Args:
-        query: [N, D], clean or attacked.
-        gallery: [N, D].
-        labels: [N] int64, of both.
-
-    Returns:
-        ``r_at_1``, ``r_at_2``, ``r_at_4``, ``r_at_8`` and ``map_at_r``; and [N] bool, the queries that R@1
-        counts.
+    Attributes:
+        kind: ``all_against_all``: each image is a query against all others (CUB, Cars, SOP: Song et al. 2016).
+            ``query_gallery``: queries against a gallery apart from them (In-Shop: Liu et al. 2016).
+        ks: The K of R@K that are usual there.
+        labels: [N] int64, the class of each image.
+        queries: [Q] int64, positions of the queries in the test set, ascending.
+        gallery: [G] int64, those of the gallery.
     """
-    own = torch.arange(len(labels))
-    hits = hits_at_k(query, labels, gallery, labels, ks=RECALL_KS, exclude_self=own)
-    figures: Figures = {f"r_at_{k}": share(column) for k, column in zip(RECALL_KS, hits.T, strict=True)}
-    figures["map_at_r"] = map_at_r(query, labels, gallery, labels, exclude_self=own)
-    return figures, hits[:, 0]
+
+    kind: Literal["all_against_all", "query_gallery"]
+    ks: tuple[int, ...]
+    labels: torch.Tensor
+    queries: torch.Tensor
+    gallery: torch.Tensor
+
+    @classmethod
+    def of(cls, images: ImageSet) -> Retrieval:
+        """By the roles that a test set states."""
+        if images.is_query is None:
+            everything = torch.arange(len(images))
+            return cls("all_against_all", (1, 2, 4, 8), images.labels, everything, everything)
+        queries, gallery = (role.nonzero().squeeze(1) for role in (images.is_query, ~images.is_query))
+        return cls("query_gallery", (1, 10, 20, 30), images.labels, queries, gallery)
+
+    def figures(self, searching: torch.Tensor, searched: torch.Tensor) -> tuple[Figures, torch.Tensor]:
+        """Search the gallery.
+
+        Args:
+            searching: [N, D] embeddings of all images; the queries' are used.
+            searched: [N, D] embeddings of all images; the gallery's are used.
+
+        Returns:
+            ``r_at_K`` for each K of ``ks`` and ``map_at_r``; and [Q] bool, the queries that R@1 counts.
+        """
+        hits = self.hits(searching, searched, ks=self.ks)
+        figures: Figures = {f"r_at_{k}": share(column) for k, column in zip(self.ks, hits.T, strict=True)}
+        figures["map_at_r"] = map_at_r(*self._sides(searching, searched), exclude_self=self._own)
+        return figures, hits[:, 0]
+
+    def hits(self, searching: torch.Tensor, searched: torch.Tensor, *, ks: Sequence[int]) -> torch.Tensor:
+        """[Q, len(ks)] bool: which queries find their class among the K nearest. Embeddings as :meth:`figures`."""
+        return hits_at_k(*self._sides(searching, searched), ks=ks, exclude_self=self._own)
+
+    @property
+    def _own(self) -> torch.Tensor | None:
+        """[Q] the place of each query in the gallery, if it is there."""
+        return self.queries if self.kind == "all_against_all" else None
+
+    def _sides(
+        self, searching: torch.Tensor, searched: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+        assert len(searching) == len(searched) == len(self.labels), (searching.shape, searched.shape, self.labels.shape)
+        return searching[self.queries], self.labels[self.queries], searched[self.gallery], self.labels[self.gallery]
 
 
 def clustering_figures(

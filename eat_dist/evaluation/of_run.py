@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 from eat_dist.config import RunConfig
-from eat_dist.data.datasets import load_dataset
+from eat_dist.data.load import load_dataset
 from eat_dist.evaluation.protocol import Progress, evaluate
 from eat_dist.models.ensemble import load_ensemble
 from eat_dist.storage import Folder

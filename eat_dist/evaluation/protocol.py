@@ -20,17 +20,16 @@ from torch import nn
 from eat_dist.attacks import Ball
 from eat_dist.attacks.ball import Norm
 from eat_dist.config import EvaluationConfig
-from eat_dist.data.images import LabelledImages
+from eat_dist.data.images import ImageSet
 from eat_dist.evaluation.attacks import References, attack_batches
 from eat_dist.evaluation.embed import embed_batch, embed_images
-from eat_dist.evaluation.figures import clustering_figures, retrieval_figures, share
+from eat_dist.evaluation.figures import Retrieval, clustering_figures, share
 from eat_dist.evaluation.parts import resumed
-from eat_dist.metrics import hits_at_k
 from eat_dist.models.ensemble import EmbeddingEnsemble, weights_digest
 from eat_dist.storage import Folder
 
 # Raise it when a figure changes its meaning: parts of an older schema are measured again.
-SCHEMA = 1
+SCHEMA = 2
 
 Progress = Callable[[str, int, int], None]
 """Called as ``on_progress(part, done, total)``: images attacked so far and in all, over all parts."""
@@ -38,7 +37,7 @@ Progress = Callable[[str, int, int], None]
 
 def evaluate(
     ensemble: EmbeddingEnsemble,
-    test: LabelledImages,
+    test: ImageSet,
     *,
     config: EvaluationConfig,
     norm: Norm,
@@ -53,24 +52,27 @@ def evaluate(
     Figures, all in [0, 1] unless said otherwise:
 
     - ``r_at_1``, ``_2``, ``_4``, ``_8``, ``map_at_r``: clean or attacked queries against the clean gallery,
-      each query's own clean copy left out.
+      each query's own clean copy left out. Where the test set has queries and a gallery, ``r_at_1``, ``_10``,
+      ``_20``, ``_30`` (:class:`eat_dist.evaluation.figures.Retrieval`).
     - ``r_at_1_all_attacked``: attacked queries against the attacked gallery; no clean template exists.
-    - ``nmi``, ``ami`` (may be negative), ``f1``: k-means with K = C on the set with every image attacked,
-      mean over ``kmeans_seeds`` seeds; ``…_std`` their standard deviation (n − 1; 0 with one seed).
-    - ``success_rate``: of the images retrieved clean (R@1), the share that the attack makes miss; None if
+    - ``nmi``, ``ami`` (may be negative), ``f1``: k-means with K = C on all images, every one attacked, mean over
+      ``kmeans_seeds`` seeds; ``…_std`` their standard deviation (n − 1; 0 with one seed).
+    - ``success_rate``: of the queries retrieved clean (R@1), the share that the attack makes miss; None if
       none is.
-    - ``mean_displacement``: mean ‖f(x̃) − f(x)‖, in [0, 2].
-    - ``largest_perturbation``: of an image, in the attack's norm, pixel units.
-    - ``worst``: ``r_at_1`` counts an image only if it is retrieved clean and under every objective; ``nmi``,
+    - ``mean_displacement``: mean ‖f(x̃) − f(x)‖ over all images, in [0, 2].
+    - ``largest_perturbation``: of any image, in the attack's norm, pixel units.
+    - ``worst``: ``r_at_1`` counts a query only if it is retrieved clean and under every objective; ``nmi``,
       ``ami`` and ``f1`` are the smallest over the objectives.
 
     One seed gives one result on one machine, whether interrupted or not; finished parts are taken as they are
     if all that they depend on is the same (:func:`eat_dist.evaluation.parts.resumed`). With ε = 0 the
-    attacked figures are the clean ones.
+    attacked figures are the clean ones. Embeddings and gradients are float32. The set is decoded once for the clean
+    figures of all models, and once an attack.
 
     Args:
         ensemble: Not changed; a copy is moved to ``device``.
-        test: Classes unseen in training, two or more, each with two images or more.
+        test: Classes unseen in training, two or more, each with two images or more, and each query's with one in the
+            gallery.
         config: Steps, batch size and k-means seeds. Its ``protocol`` must be ``quick``; its ``epsilon`` is
             not read.
         norm: Of the attack's ball.
@@ -81,19 +83,18 @@ def evaluate(
         on_progress: Called after each attacked batch and after each part, also of one that was there already.
 
     Returns:
-        What ``results.json`` holds: ``{"schema", "protocol", "norm", "epsilon", "num_steps", "seed",
-        "images",
-        "classes", "ensemble": {"clean": {…}, "attacked": {"pgd20/displacement": {…}, …}, "worst": {…}},
-        "members": [the same for each]}``. With one member the ensemble is that member, measured once; without
-        ``config.members`` the list is empty.
+        What ``results.json`` holds: ``{"schema", "protocol", "norm", "epsilon", "num_steps", "seed", "images",
+        "classes", "retrieval", "queries", "gallery", "ensemble": {"clean": {…}, "attacked": {"pgd20/displacement":
+        {…}, …}, "worst": {…}}, "members": [the same for each]}``. With one member the ensemble is that member,
+        measured once; without ``config.members`` the list is empty.
 
     Raises:
         StorageError: The folder cannot be written.
-        ValueError: A model's embeddings are not finite, or a class has only one image.
+        ValueError: A model's embeddings are not finite, or a query has no other image of its class to find.
     """
     assert config.protocol == "quick", config.protocol
     # Channels-last convolutions take a quarter off an attack's time on a CPU.
-    copied = copy.deepcopy(ensemble).to(torch.device(device)).to(memory_format=torch.channels_last)
+    copied = copy.deepcopy(ensemble).to(torch.device(device), torch.float32).to(memory_format=torch.channels_last)
     models: dict[str, nn.Module] = {"ensemble": copied}
     if config.members and len(copied.members) > 1:
         models |= {f"member_{rank}": member for rank, member in enumerate(copied.members)}
@@ -106,7 +107,7 @@ def evaluate(
         if on_progress is not None:
             on_progress(part, done, total)
 
-    settings = _Settings(test, config, Ball(norm, epsilon), seed, folder, device, progress)
+    settings = _Settings(models, test, Retrieval.of(test), config, Ball(norm, epsilon), seed, folder, device, progress)
     measured = {name: _measure(_Target(name, model, settings)) for name, model in models.items()}
     results = {
         "schema": SCHEMA,
@@ -117,6 +118,9 @@ def evaluate(
         "seed": seed,
         "images": len(test),
         "classes": test.num_classes,
+        "retrieval": settings.retrieval.kind,
+        "queries": len(settings.retrieval.queries),
+        "gallery": len(settings.retrieval.gallery),
         "ensemble": measured["ensemble"],
         "members": [measured[f"member_{rank}"] for rank in range(len(models) - 1)]
         or [measured["ensemble"]] * (len(copied.members) == 1),
@@ -129,7 +133,9 @@ def evaluate(
 class _Settings:
     """What all parts of an evaluation share; see :func:`evaluate`."""
 
-    test: LabelledImages
+    models: Mapping[str, nn.Module]
+    test: ImageSet
+    retrieval: Retrieval
     config: EvaluationConfig
     ball: Ball
     seed: int
@@ -143,11 +149,19 @@ class _Settings:
         return 2.5 * self.ball.epsilon / self.config.num_steps
 
     @cached_property
+    def clean(self) -> dict[str, torch.Tensor]:
+        """For each model its clean embeddings [N, D]; only computed if some part has to be measured."""
+        found = embed_images(
+            list(self.models.values()), self.test, batch_size=self.config.batch_size, device=self.device
+        )
+        return dict(zip(self.models, found, strict=True))
+
+    @cached_property
     def clean_fingerprint(self) -> dict[str, Any]:
         """What a clean figure depends on, beside the model."""
         return {
             "schema": SCHEMA,
-            "test_set": weights_digest([{"images": self.test.images, "labels": self.test.labels}]),
+            "test_set": self.test.digest(),
             "images": len(self.test),
             "classes": self.test.num_classes,
             "seed": self.seed,
@@ -167,17 +181,16 @@ class _Settings:
 
 @dataclass(frozen=True)
 class _Target:
-    """An attacked model, with what is computed from it only if some part has to be measured."""
+    """An attacked model."""
 
     name: str
     model: nn.Module
     settings: _Settings
 
-    @cached_property
+    @property
     def clean(self) -> torch.Tensor:
         """[N, D] clean embeddings."""
-        settings = self.settings
-        return embed_images(self.model, settings.test, batch_size=settings.config.batch_size, device=settings.device)
+        return self.settings.clean[self.name]
 
     @cached_property
     def references(self) -> References:
@@ -255,12 +268,10 @@ def _measure_attack(
     attacked = torch.cat(embeddings)
 
     part = _figures_and_bits(target, attacked)
-    labels, own = settings.test.labels, torch.arange(len(settings.test))
-    all_attacked = hits_at_k(attacked, labels, attacked, labels, ks=[1], exclude_self=own)
     pairs = zip(retrieved_clean, part["retrieved"], strict=True)
     kept = [after == "1" for before, after in pairs if before == "1"]
     part["figures"] |= {
-        "r_at_1_all_attacked": share(all_attacked),
+        "r_at_1_all_attacked": share(settings.retrieval.hits(attacked, attacked, ks=[1])),
         "success_rate": 1 - sum(kept) / len(kept) if kept else None,
         "mean_displacement": float((attacked - target.clean).norm(dim=1).mean()),
         "largest_perturbation": largest,
@@ -269,13 +280,12 @@ def _measure_attack(
 
 
 def _figures_and_bits(target: _Target, embeddings: torch.Tensor) -> dict[str, Any]:
-    """A part: the figures of [N, D] embeddings, and the images that R@1 counts as N bits "0110…"."""
+    """A part: the figures of [N, D] embeddings, and the queries that R@1 counts as Q bits "0110…"."""
     settings = target.settings
-    labels = settings.test.labels
-    figures, hits = retrieval_figures(embeddings, target.clean, labels=labels)
+    figures, hits = settings.retrieval.figures(embeddings, target.clean)
     figures |= clustering_figures(
         embeddings,
-        labels=labels,
+        labels=settings.test.labels,
         num_classes=settings.test.num_classes,
         runs=settings.config.kmeans_seeds,
         seed=settings.seed,

@@ -6,28 +6,29 @@ import torch
 from pytorch_metric_learning.losses import ProxyAnchorLoss
 from torch.nn import functional
 
-from eat_dist.config import LossConfig
-from eat_dist.losses.table import LOSSES
+from eat_dist.losses.proxies import WithProxies, undrawn
+from eat_dist.losses.table import register
 
 
-@LOSSES.register("proxy_anchor")
-class ProxyAnchor(ProxyAnchorLoss):  # type: ignore[misc]
+@register("proxy_anchor", alpha=32.0, margin=0.1)
+class ProxyAnchor(WithProxies, ProxyAnchorLoss):  # type: ignore[misc]
     """L = 1/|P⁺| Σ_{p∈P⁺} log(1 + Σ_{x∈X⁺p} w_x e^{−α(s(x,p)−δ)}) + 1/|P| Σ_p log(1 + Σ_{x∈X⁻p} w_x e^{α(s(x,p)+δ)}).
 
     Without weights (all w_x = 1) it is the library's loss, unchanged. The weights are ours, for transfer rules: inside
     the sums they say that an image counts as w_x images, which is what the loss itself does with a repeated image.
 
     Args:
-        config: α and δ.
+        alpha: α.
+        margin: δ, on the cosine.
         num_classes: |P|, one proxy each.
         embedding_dim: D.
         generator: Draws the initial proxies (Kaiming normal, fan-out, as in the library and the official code).
     """
 
-    proxies: torch.nn.Parameter
-
-    def __init__(self, config: LossConfig, *, num_classes: int, embedding_dim: int, generator: torch.Generator) -> None:
-        super().__init__(num_classes, embedding_dim, margin=config.margin, alpha=config.alpha)
+    def __init__(
+        self, *, alpha: float, margin: float, num_classes: int, embedding_dim: int, generator: torch.Generator
+    ) -> None:
+        super().__init__(num_classes, embedding_dim, margin=margin, alpha=alpha, weight_init_func=undrawn)
         torch.nn.init.kaiming_normal_(self.proxies.data, mode="fan_out", generator=generator)
 
     def forward(
@@ -44,11 +45,6 @@ class ProxyAnchor(ProxyAnchorLoss):  # type: ignore[misc]
         push = _log_one_plus_sum(self.alpha * (self.margin + cosines) + log_weights, ~own)
         weighted: torch.Tensor = pull.sum() / own.any(dim=0).sum() + push.sum() / self.num_classes
         return weighted
-
-    def similarities(self, embeddings: torch.Tensor) -> torch.Tensor:
-        """Cosine similarities to the proxies, [B, D] → [B, C]."""
-        cosines: torch.Tensor = functional.normalize(embeddings, dim=1) @ functional.normalize(self.proxies, dim=1).T
-        return cosines
 
 
 def _log_one_plus_sum(exponents: torch.Tensor, keep: torch.Tensor) -> torch.Tensor:

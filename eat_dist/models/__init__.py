@@ -1,8 +1,9 @@
 """Embedding networks and their fusion."""
 
-from eat_dist.models import convnet  # noqa: F401  (registers it)
+from eat_dist.models import bn_inception, convnet, torchvision_nets  # noqa: F401  (registers them)
 from eat_dist.models.embedder import Embedder, build_embedder
 from eat_dist.models.ensemble import EmbeddingEnsemble, EnsembleSpec, load_ensemble, save_ensemble
+from eat_dist.models.execution import apply_execution
 from eat_dist.models.table import BACKBONES
 
 __all__ = [
@@ -10,6 +11,7 @@ __all__ = [
     "Embedder",
     "EmbeddingEnsemble",
     "EnsembleSpec",
+    "apply_execution",
     "build_embedder",
     "load_ensemble",
     "save_ensemble",

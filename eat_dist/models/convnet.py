@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from eat_dist.config import ModelConfig
-from eat_dist.models.table import BACKBONES, Backbone
+from eat_dist.models.table import BACKBONES, Backbone, InputForm
 
 
 @BACKBONES.register("convnet")
@@ -19,6 +19,8 @@ class ConvNet(Backbone):
         config: ``widths`` gives each block's channels.
         in_channels: 1 or 3.
     """
+
+    input_form = InputForm(mean=(0.5,), std=(0.5,), channels=None)
 
     def __init__(self, config: ModelConfig, in_channels: int) -> None:
         super().__init__()

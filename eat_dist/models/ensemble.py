@@ -19,7 +19,7 @@ from eat_dist.errors import StorageError
 from eat_dist.models.embedder import Embedder
 from eat_dist.storage import Folder
 
-SCHEMA = 1
+SCHEMA = 2
 
 
 class EmbeddingEnsemble(nn.Module):
@@ -61,20 +61,24 @@ class EnsembleSpec:
         image_shape: (C, H, W) of an input.
         members: M.
         inverted: Whether it was trained on images with black and white exchanged (strokes as 1, paper as 0).
+        resize: Pixels of the shorter side before the centre crop to ``image_shape``; None becomes the height.
     """
 
     model: ModelConfig
     image_shape: tuple[int, int, int]
     members: int
     inverted: bool = False
+    resize: int | None = None
 
     def __post_init__(self) -> None:
-        numbers = (*self.image_shape, self.members)
+        if self.resize is None:
+            object.__setattr__(self, "resize", self.image_shape[1])
+        numbers = (*self.image_shape, self.members, self.resize)
         if not all(isinstance(number, int) and number > 0 for number in numbers):
-            raise ValueError(f"image_shape and members must be positive whole numbers; got {numbers}")
+            raise ValueError(f"image_shape, members and resize must be positive whole numbers; got {numbers}")
 
     def build(self) -> EmbeddingEnsemble:
-        """An ensemble of this form with arbitrary weights."""
+        """An ensemble of this form with arbitrary weights; ``model.weights`` is neither read nor downloaded."""
         return EmbeddingEnsemble([Embedder(self.model, self.image_shape[0]) for _ in range(self.members)])
 
 
@@ -86,6 +90,7 @@ def save_spec(folder: Folder | str | os.PathLike[str], spec: EnsembleSpec) -> No
         "members": spec.members,
         "image_shape": list(spec.image_shape),
         "inverted": spec.inverted,
+        "resize": spec.resize,
         "model": spec.model.model_dump(mode="json"),
     }
     _folder(folder).write_json("ensemble.json", content)
@@ -116,7 +121,8 @@ def load_spec(folder: Folder | str | os.PathLike[str]) -> EnsembleSpec:
             raise StorageError(f"'{opened}/ensemble.json' has schema {content['schema']}; this version reads {SCHEMA}")
         channels, height, width = content["image_shape"]
         model = ModelConfig.model_validate_json(json.dumps(content["model"]))
-        return EnsembleSpec(model, (channels, height, width), content["members"], content["inverted"] is True)
+        shape = (channels, height, width)
+        return EnsembleSpec(model, shape, content["members"], content["inverted"] is True, content["resize"])
     except (KeyError, TypeError, ValueError) as error:
         raise StorageError(f"'{opened}/ensemble.json' is damaged: {' '.join(str(error).split())}") from error
 

@@ -71,6 +71,7 @@ class MemberStatistics:
         by_class: Counts of the own adversarial batch, for its classes alone.
         coordinator_wait: Seconds the previous iteration stood still for the merged statistics.
         exchange_wait: Seconds it stood still for peers' batches.
+        data_wait: Seconds it stood still for its own batch.
         iteration_time: Seconds it took in all.
     """
 
@@ -86,6 +87,7 @@ class MemberStatistics:
     by_class: ClassCounts | None = None
     coordinator_wait: float = 0.0
     exchange_wait: float = 0.0
+    data_wait: float = 0.0
     iteration_time: float = 0.0
 
     def losses(self) -> dict[str, float]:

@@ -18,25 +18,32 @@ import yaml
 from safetensors.torch import load as load_safetensors
 
 from eat_dist import __version__
-from eat_dist.attacks import ATTACKS
 from eat_dist.checkpoint import Checkpoints
 from eat_dist.config import RunConfig, dump_config, override, parse_config
 from eat_dist.console import Console
-from eat_dist.data.datasets import DATASETS, load_dataset
 from eat_dist.data.images import ZeroShotData
-from eat_dist.data.splits import Splits, make_splits, to_table
-from eat_dist.defenses import DEFENSES
+from eat_dist.data.splits import Splits, to_table
 from eat_dist.errors import CheckpointError, ConfigError, StorageError
 from eat_dist.evaluation.of_run import evaluate_run
 from eat_dist.in_process import choose_device, train_in_process
-from eat_dist.losses import LOSSES
 from eat_dist.member import MemberResult, Schedule
-from eat_dist.models import BACKBONES
 from eat_dist.models.ensemble import EnsembleSpec, member_file, save_spec, weights_digest
 from eat_dist.provenance import git_state
 from eat_dist.report.figures import figure_png, transfer_matrix_figure
 from eat_dist.robustness.statistics import EnsembleStatistics
-from eat_dist.robustness.transfer import TRANSFER_RULES
+from eat_dist.runs.checks import (
+    check_cluster,
+    check_free,
+    check_names,
+    check_same_data,
+    check_weights,
+    digests,
+    load_data,
+    splits_of,
+    with_absolute_paths,
+    with_data_prepared,
+)
+from eat_dist.runs.summary import flat_figures, step_metrics, summary_with
 from eat_dist.storage import Folder
 from eat_dist.tracking import Tracker
 
@@ -80,11 +87,12 @@ def start_run(config: RunConfig, *, run_dir: str | None, overwrite: bool, consol
     check_names(config)
     now = datetime.datetime.now().astimezone()
     folder = Folder.at(run_dir or f"runs/{config.name}-{now:%Y%m%d-%H%M%S}")
-    _check_free(folder, overwrite=overwrite)
-    config = _absolute(config)
-    data = _load(config, console)
-    splits = _splits(config, data)
-    _check_cluster(config)
+    check_free(folder, overwrite=overwrite)
+    config = with_absolute_paths(config)
+    placed, data = load_data(config, console)
+    check_weights(config, data)
+    splits = splits_of(config, data)
+    check_cluster(config)
     if overwrite:
         folder.delete()
     folder.create()
@@ -92,7 +100,7 @@ def start_run(config: RunConfig, *, run_dir: str | None, overwrite: bool, consol
     table = pa.BufferOutputStream()
     pq.write_table(to_table(splits, data.train.names), table)
     folder.write("splits.parquet", table.getvalue().to_pybytes())
-    return _Run(config, folder, data=data, splits=splits, console=console).go(None, resumed=False)
+    return _Run(placed, folder, data=data, splits=splits, console=console).go(None, resumed=False)
 
 
 def resume_run(run_dir: str, *, console: Console) -> Finished:
@@ -112,10 +120,11 @@ def resume_run(run_dir: str, *, console: Console) -> Finished:
     for line in found.passed_over:
         console.warn(line)
     console.say(f"Resuming from iteration {found.iteration}.")
-    data = _load(config, console)
-    splits = _splits(config, data)
-    _check_cluster(config)
-    return _Run(config, folder, data=data, splits=splits, console=console).go(found.mlflow_run_id, resumed=True)
+    placed, data = load_data(config, console)
+    check_same_data(folder, data)
+    splits = splits_of(config, data)
+    check_cluster(config)
+    return _Run(placed, folder, data=data, splits=splits, console=console).go(found.mlflow_run_id, resumed=True)
 
 
 def evaluate_again(run_dir: str, *, protocol: Literal["quick"], console: Console) -> Finished:
@@ -125,8 +134,8 @@ def evaluate_again(run_dir: str, *, protocol: Literal["quick"], console: Console
     if not folder.exists("summary.json"):
         raise StorageError(f"'{folder}' is not a finished run (no summary.json); resume it first: --resume {folder}")
     earlier = folder.read_json("summary.json")
-    results = _evaluate(config, folder, console)
-    summary = _summary_with(earlier, config, results)
+    results = _evaluate(with_data_prepared(config, console), folder, console)
+    summary = summary_with(earlier, config, results)
     folder.write_json("summary.json", summary)
     return Finished(folder, summary, None, earlier["mlflow_run_id"])
 
@@ -140,34 +149,10 @@ def config_of(folder: Folder) -> RunConfig:
     if not folder.exists("config.yaml"):
         raise StorageError(f"'{folder}' is not a run folder: it has no config.yaml")
     try:
-        values = yaml.safe_load(folder.read("config.yaml"))
+        values = yaml.safeload_data(folder.read("config.yaml"))
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ConfigError(f"'{folder}/config.yaml' is not YAML: {' '.join(str(error).split())}") from error
     return parse_config(values, source=f"{folder}/config.yaml")
-
-
-def check_names(config: RunConfig) -> None:
-    """Find every component that the config names.
-
-    Raises:
-        ConfigError: All unknown names in one message.
-    """
-    tables = (
-        (DATASETS, config.data.dataset),
-        (BACKBONES, config.model.backbone),
-        (LOSSES, config.loss.name),
-        (ATTACKS, config.attack.name),
-        (DEFENSES, config.defense.name),
-        (TRANSFER_RULES, config.defense.transfer_rule),
-    )
-    faults = []
-    for table, name in tables:
-        try:
-            table[name]
-        except ConfigError as error:
-            faults.append(str(error))
-    if faults:
-        raise ConfigError("; ".join(faults))
 
 
 class _Run:
@@ -196,8 +181,9 @@ class _Run:
         run_name = Path(self.folder.path).name
         tracker = Tracker.start(config, run_name=run_name, tags=tags, resume_run_id=mlflow_run_id)
         tracker.log_params(config.model_dump(mode="json"))
-        tracker.log_text(dump_config(config), "config.yaml")
-        self.folder.write_json("run.json", {"schema": 1, "eat_dist": __version__, "git": git, "tags": tags})
+        tracker.log_text(self.folder.read("config.yaml").decode(), "config.yaml")
+        about = {"schema": 1, "eat_dist": __version__, "git": git, "tags": tags, "data": digests(self.data)}
+        self.folder.write_json("run.json", about)
         status: Literal["FINISHED", "FAILED", "KILLED"] = "FAILED"
         with tempfile.TemporaryDirectory() as copy:
             try:
@@ -218,8 +204,13 @@ class _Run:
         seconds = time.perf_counter() - begin
         for line in () if resumed else results[0].passed_over:
             self.console.warn(line)
-        shape = tuple(self.data.train.images.shape[1:])
-        spec = EnsembleSpec(config.model, (shape[0], shape[1], shape[2]), config.ensemble.members, self.data.inverted)
+        spec = EnsembleSpec(
+            config.model,
+            self.data.train.image_shape,
+            config.ensemble.members,
+            inverted=self.data.inverted,
+            resize=self.data.resize,
+        )
         save_spec(folder.child("model"), spec)
         digest = weights_digest(
             [load_safetensors(folder.read(f"model/{member_file(rank)}")) for rank in range(spec.members)]
@@ -242,13 +233,15 @@ class _Run:
             "seconds": round(seconds, 3),
             "resumed_from_iteration": results[0].resumed_from,
             "weights_sha256": digest,
+            "peak_memory_mib": [round(result.peak_memory / 2**20) for result in results],
+            "loading": results[0].loading,
             "skipped_images": list(self.data.skipped),
             "mlflow_run_id": tracker.run_id,
         }
         if config.evaluation.protocol != "none":
-            summary = _summary_with(summary, config, _evaluate(config, folder, self.console))
+            summary = summary_with(summary, config, _evaluate(config, folder, self.console))
         folder.write_json("summary.json", summary)
-        tracker.log_metrics(_flat_figures(summary), step=self.schedule.iterations)
+        tracker.log_metrics(flat_figures(summary), step=self.schedule.iterations)
         tracker.log_text((folder.read("summary.json")).decode(), "summary.json")
         for name in folder.child("model").names():
             (copy / name).write_bytes(folder.read(f"model/{name}"))
@@ -262,7 +255,7 @@ class _Run:
             self.last = ensemble
             show(ensemble)
             if ensemble.iteration % every == 0 or ensemble.iteration == self.schedule.iterations:
-                tracker.log_metrics(_step_metrics(ensemble), step=ensemble.iteration)
+                tracker.log_metrics(step_metrics(ensemble), step=ensemble.iteration)
 
         if self.config.cluster.backend == "local":
             return train_in_process(
@@ -284,53 +277,6 @@ class _Run:
         )
 
 
-def _check_free(folder: Folder, *, overwrite: bool) -> None:
-    if not folder.exists() or not folder.names():
-        return
-    if not overwrite:
-        raise StorageError(
-            f"'{folder}' exists; choose another --run-dir, continue it with --resume {folder}, or replace it "
-            f"with --overwrite"
-        )
-    if not folder.exists("config.yaml"):
-        raise StorageError(f"'{folder}' is not a run folder (no config.yaml), so --overwrite leaves it alone")
-
-
-def _absolute(config: RunConfig) -> RunConfig:
-    """``data.root`` as every worker must see it, whatever folder it starts in."""
-    root = config.data.root
-    if root is None or "://" in root:
-        return config
-    return config.model_copy(
-        update={"data": config.data.model_copy(update={"root": str(Path(root).expanduser().absolute())})}
-    )
-
-
-def _load(config: RunConfig, console: Console) -> ZeroShotData:
-    data = load_dataset(config.data)
-    console.say(
-        f"{config.data.dataset}: {len(data.train)} images of {data.train.num_classes} classes to train, "
-        f"{len(data.test)} of {data.test.num_classes} other classes to test"
-    )
-    if data.skipped:
-        console.warn(f"{len(data.skipped)} undecodable images are left out, e.g. {data.skipped[0]}")
-    return data
-
-
-def _splits(config: RunConfig, data: ZeroShotData) -> Splits:
-    return make_splits(data.train.labels, config.ensemble.split, members=config.ensemble.members, seed=config.seed)
-
-
-def _check_cluster(config: RunConfig) -> None:
-    """Whether the members can be placed, before anything is written."""
-    if config.cluster.backend == "local":
-        choose_device(config.cluster)
-        return
-    from eat_dist.cluster.train import plan_placement  # noqa: PLC0415  (an in-process run needs no Ray)
-
-    plan_placement(config)
-
-
 def _evaluate(config: RunConfig, folder: Folder, console: Console) -> dict[str, Any]:
     if config.cluster.backend == "ray":
         from eat_dist.cluster.evaluate import evaluate_on_gpu_worker  # noqa: PLC0415  (as above)
@@ -343,38 +289,3 @@ def _evaluate(config: RunConfig, folder: Folder, console: Console) -> dict[str, 
     torch.set_num_threads(config.cluster.threads_per_member or max(1, (os.cpu_count() or 1) // 2))
     with console.evaluating() as progress:
         return evaluate_run(folder, config, device=choose_device(config.cluster), on_progress=progress)
-
-
-def _summary_with(summary: dict[str, Any], config: RunConfig, results: dict[str, Any]) -> dict[str, Any]:
-    """The summary with the evaluation's figures under their stable names (docs/run_folder.md)."""
-    about = {key: results[key] for key in ("protocol", "norm", "epsilon", "num_steps", "images", "classes")}
-    return summary | {"evaluation": about, **results["ensemble"], "members": results["members"]}
-
-
-def _step_metrics(ensemble: EnsembleStatistics) -> dict[str, float]:
-    metrics: dict[str, float | None] = {"ensemble/shared_vulnerability": ensemble.shared_vulnerability}
-    for entry in ensemble.members:
-        for name in ("clean_loss", "adversarial_loss", "fooled_rate", "displacement", "gradient_norm"):
-            metrics[f"member_{entry.member}/{name}"] = getattr(entry, name)
-    for name in ("clean_loss", "adversarial_loss", "fooled_rate"):
-        values = [value for entry in ensemble.members if (value := getattr(entry, name)) is not None]
-        metrics[f"ensemble/{name}"] = sum(values) / len(values) if values else None
-    return {name: value for name, value in metrics.items() if value is not None}
-
-
-def _flat_figures(summary: dict[str, Any]) -> dict[str, float]:
-    """``clean/r_at_1``, ``attacked/pgd20/…/nmi``, ``member_0/clean/f1`` …"""
-    flat: dict[str, float] = {}
-
-    def walk(prefix: str, value: Any) -> None:
-        if isinstance(value, dict):
-            for name, inner in value.items():
-                walk(f"{prefix}/{name}" if prefix else name, inner)
-        elif isinstance(value, (int, float)):
-            flat[prefix] = float(value)
-
-    for part in ("clean", "attacked", "worst"):
-        walk(part, summary.get(part, {}))
-        for rank, member in enumerate(summary.get("members", [])):
-            walk(f"member_{rank}/{part}", member[part])
-    return flat

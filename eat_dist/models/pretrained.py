@@ -1,0 +1,137 @@
+"""Pretrained weights of a backbone: from the publisher, a file or a bucket; never unpickled, never half-loaded."""
+
+from __future__ import annotations
+
+import io
+import os
+import re
+from collections.abc import Mapping, Sequence
+from http.client import HTTPException
+from pathlib import Path
+from pickle import UnpicklingError
+from typing import Any
+
+import torch
+from safetensors.torch import load as load_safetensors
+
+from eat_dist.config import ModelConfig
+from eat_dist.errors import ConfigError, StorageError
+from eat_dist.models.table import Backbone
+from eat_dist.storage import Folder
+
+State = Mapping[str, torch.Tensor]
+
+_CLASSIFIERS = ("fc.", "classifier.", "last_linear.")  # of torchvision's networks and of the published BN-Inception
+_NAMED_AT_MOST = 3
+
+
+def load_backbone_weights(backbone: Backbone, config: ModelConfig) -> None:
+    """Load ``config.weights`` into a backbone, in place; ``none`` leaves it as it is.
+
+    The file holds a state dict, plain or under ``state_dict`` or ``model``, as ``.safetensors`` or by ``torch.save``. A
+    prefix ``module.`` and the classifier are left out; BatchNorm parameters of shape [1, C] (from Caffe) become [C];
+    BatchNorm's batch counter may be missing (before torch 0.4.1 there was none). Everything else must fit exactly.
+
+    Raises:
+        ConfigError: ``imagenet`` for a backbone without published weights.
+        StorageError: The file cannot be had, cannot be read without unpickling objects, or does not fit.
+    """
+    if config.weights == "none":
+        return
+    location = config.weights
+    if location == "imagenet":
+        if backbone.imagenet_url is None:
+            raise ConfigError(
+                f"there are no ImageNet weights for backbone '{config.backbone}'; set model.weights to none or to the "
+                f"path of a file"
+            )
+        location = backbone.imagenet_url
+    state = _read(location)
+    backbone.load_state_dict(_fitted(state, backbone.state_dict(), location, config.backbone))
+
+
+def _fitted(found: State, expected: State, location: str, name: str) -> dict[str, torch.Tensor]:
+    """``found`` with the names and shapes of ``expected``, or the error that says what does not fit."""
+    found = {key.removeprefix("module."): value for key, value in found.items()}
+    found = {key: value for key, value in found.items() if key in expected or not key.startswith(_CLASSIFIERS)}
+    found |= {key: value for key, value in expected.items() if key.endswith("num_batches_tracked") and key not in found}
+    for key, value in found.items():
+        if key in expected and value.shape == (1, *expected[key].shape) and expected[key].ndim == 1:
+            found[key] = value.squeeze(0)
+    shapes = [
+        f"{key} {list(value.shape)} instead of {list(expected[key].shape)}"
+        for key, value in found.items()
+        if key in expected and value.shape != expected[key].shape
+    ]
+    faults = [
+        _counted("missing", [key for key in expected if key not in found]),
+        _counted("unexpected", [key for key in found if key not in expected]),
+        _counted("of another shape", shapes),
+    ]
+    if any(faults):
+        raise StorageError(
+            f"model.weights: '{location}' is of another architecture than backbone '{name}': "
+            f"{'; '.join(filter(None, faults))}. Choose the model.backbone that it was made with, or other weights."
+        )
+    return found
+
+
+def _counted(what: str, items: Sequence[str]) -> str:
+    more = ", …" if len(items) > _NAMED_AT_MOST else ""
+    return f"{len(items)} {what} ({', '.join(items[:_NAMED_AT_MOST])}{more})" if items else ""
+
+
+def _read(location: str) -> State:
+    if location.startswith(("http://", "https://")):
+        location = str(_download(location))
+    folder, file = os.path.split(location)
+    try:
+        content = Folder.at(folder).read(file)
+    except StorageError as error:
+        raise StorageError(f"model.weights: {error}") from error
+    try:
+        state = _parse(content, safetensors=file.endswith(".safetensors"))
+    except UnpicklingError as error:
+        raise StorageError(
+            f"model.weights: '{location}' holds pickled objects; they could run code, so they are not loaded. Save the "
+            f"state dict alone, as .safetensors or by torch.save."
+        ) from error
+    except Exception as error:  # safetensors, torch and zipfile raise their own types for a damaged or foreign file
+        reason = " ".join(f"{type(error).__name__}: {error}".split())
+        raise StorageError(
+            f"model.weights: '{location}' is damaged or no file of weights ({reason}); .safetensors, .pth and .pt are "
+            f"read. Get it again, or choose another."
+        ) from error
+    for key in ("state_dict", "model"):
+        if isinstance(state, Mapping) and isinstance(state.get(key), Mapping):
+            state = state[key]
+    if not (isinstance(state, Mapping) and all(isinstance(value, torch.Tensor) for value in state.values())):
+        raise StorageError(
+            f"model.weights: '{location}' must hold a state dict (names with tensors), plain or under 'state_dict' or "
+            f"'model'; got {type(state).__name__}"
+        )
+    return state
+
+
+def _parse(content: bytes, *, safetensors: bool) -> Any:
+    if safetensors:
+        return load_safetensors(content)
+    return torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
+
+
+def _download(url: str) -> Path:
+    """The file in torch's cache folder, fetched on first use; its name's SHA-256 prefix, if any, is checked then."""
+    cache = Path(torch.hub.get_dir()) / "checkpoints"
+    file = cache / os.path.basename(url)
+    if file.exists():
+        return file
+    digest = re.search(r"-([a-f0-9]{8,})\.", file.name)
+    try:
+        cache.mkdir(parents=True, exist_ok=True)
+        torch.hub.download_url_to_file(url, str(file), digest.group(1) if digest else None, progress=False)
+    except (OSError, HTTPException, RuntimeError) as error:  # RuntimeError: another SHA-256
+        raise StorageError(
+            f"cannot download {url} ({' '.join(str(error).split()) or type(error).__name__}). Download it elsewhere, "
+            f"then set model.weights to the file's path or put the file into {cache}."
+        ) from error
+    return file

@@ -1,0 +1,46 @@
+"""The figures of a run under their stable names (docs/run_folder.md): in ``summary.json`` and in MLflow."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from eat_dist.config import RunConfig
+from eat_dist.robustness.statistics import EnsembleStatistics
+
+
+def summary_with(summary: dict[str, Any], config: RunConfig, results: dict[str, Any]) -> dict[str, Any]:
+    """The summary with the evaluation's figures under their stable names (docs/run_folder.md)."""
+    about = {key: results[key] for key in ("protocol", "norm", "epsilon", "num_steps", "images", "classes")}
+    return summary | {"evaluation": about, **results["ensemble"], "members": results["members"]}
+
+
+def step_metrics(ensemble: EnsembleStatistics) -> dict[str, float]:
+    """What MLflow gets of one iteration; what was not measured is left out."""
+    metrics: dict[str, float | None] = {"ensemble/shared_vulnerability": ensemble.shared_vulnerability}
+    for entry in ensemble.members:
+        for name in ("clean_loss", "adversarial_loss", "fooled_rate", "displacement", "gradient_norm"):
+            metrics[f"member_{entry.member}/{name}"] = getattr(entry, name)
+    for name in ("clean_loss", "adversarial_loss", "fooled_rate"):
+        values = [value for entry in ensemble.members if (value := getattr(entry, name)) is not None]
+        metrics[f"ensemble/{name}"] = sum(values) / len(values) if values else None
+    return {name: value for name, value in metrics.items() if value is not None}
+
+
+def flat_figures(summary: dict[str, Any]) -> dict[str, float]:
+    """``clean/r_at_1``, ``attacked/pgd20/…/nmi``, ``member_0/clean/f1`` …"""
+    flat: dict[str, float] = {}
+
+    def walk(prefix: str, value: Any) -> None:
+        if isinstance(value, dict):
+            for name, inner in value.items():
+                walk(f"{prefix}/{name}" if prefix else name, inner)
+        elif isinstance(value, (int, float)):
+            flat[prefix] = float(value)
+
+    for part in ("clean", "attacked", "worst"):
+        walk(part, summary.get(part, {}))
+        for rank, member in enumerate(summary.get("members", [])):
+            walk(f"member_{rank}/{part}", member[part])
+    for rank, mebibytes in enumerate(summary["peak_memory_mib"]):
+        flat[f"member_{rank}/peak_memory_mib"] = float(mebibytes)
+    return flat
