@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, NoReturn
 
 import typer
 
+from eat_dist.cli_data import app as data_app
 from eat_dist.errors import EatError
 
 if TYPE_CHECKING:
@@ -26,6 +27,7 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
+app.add_typer(data_app, name="data")
 
 EXIT_USER_ERROR = 2
 EXIT_INTERRUPTED = 130

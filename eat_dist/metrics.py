@@ -46,10 +46,9 @@ def hits_at_k(
         gallery: [G, D], on the same device.
         gallery_labels: [G] int64.
         ks: The values of K, each ≥ 1.
-        exclude_self: [Q] int64, the position in the gallery that each query may not retrieve (its own image,
-        when
+        exclude_self: [Q] int64, the position in the gallery that each query may not retrieve (its own image, when
             the queries are a part of the gallery: leave-one-out); None where query and gallery are apart.
-        block_size: Queries at a time; memory is O(block_size · G). No effect on the result.
+        block_size: Queries at a time; memory is O((block_size + D) · G). No effect on the result.
 
     Returns:
         [Q, len(ks)] bool on the CPU.
@@ -60,6 +59,7 @@ def hits_at_k(
     """
     if min(ks) < 1:
         raise ValueError(f"every K must be at least 1; got {list(ks)}")
+    # Made at once: small results between the large blocks would keep the heap from being used again.
     hits = torch.empty(len(query), len(ks), dtype=torch.bool)
     for block in _similarities(
         query, query_labels, gallery, gallery_labels, exclude_self=exclude_self, block_size=block_size

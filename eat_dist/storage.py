@@ -84,10 +84,12 @@ class Folder:
         selector = fs.FileSelector(self.path, allow_not_found=True, recursive=True)
         try:
             infos = self.filesystem.get_file_info(selector)
+        except UnicodeDecodeError as error:
+            raise StorageError(f"cannot list '{self}': a file name in it is not UTF-8; rename the file") from error
         except OSError as error:
             raise StorageError(f"cannot list '{self}': {_reason(error)}") from error
-        start = len(self.path.rstrip("/")) + 1
-        found = {info.path[start:]: FileStamp(info.size, info.mtime_ns) for info in infos if info.is_file}
+        above = f"{self.path.rstrip('/')}/" if self.path else ""
+        found = {info.path.removeprefix(above): FileStamp(info.size, info.mtime_ns) for info in infos if info.is_file}
         return dict(sorted(found.items()))
 
     def stamp(self, name: str) -> FileStamp:
@@ -178,7 +180,10 @@ class Folder:
             raise StorageError(f"cannot delete '{self}/{name}': {_reason(error)}") from error
 
     def _info(self, name: str) -> fs.FileInfo:
-        return self.filesystem.get_file_info(self.file(name) if name else self.path)
+        try:
+            return self.filesystem.get_file_info(self.file(name) if name else self.path)
+        except OSError as error:
+            raise StorageError(f"cannot reach '{self}': {_reason(error)}") from error
 
 
 def _first_line(error: BaseException) -> str:

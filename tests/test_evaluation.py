@@ -12,7 +12,7 @@ from eat_dist.data.images import LabelledImages
 from eat_dist.data.load import load_dataset
 from eat_dist.errors import ConfigError
 from eat_dist.evaluation import OBJECTIVES, References, attack_batches, embed_images, evaluate
-from eat_dist.losses.proxy_anchor import ProxyAnchor
+from eat_dist.losses import make_loss
 from eat_dist.models.embedder import build_embedder
 from eat_dist.models.ensemble import EmbeddingEnsemble, cpu_state, weights_digest
 from eat_dist.seeding import generator
@@ -54,7 +54,7 @@ def test_set(digits):
 def trained(digits, seed):
     """An undefended member after two seconds of training, clean R@1 above 0.8."""
     model = build_embedder(MODEL, in_channels=1, generator=generator(seed, "weights"))
-    loss = ProxyAnchor(LossConfig(), num_classes=5, embedding_dim=16, generator=generator(seed, "proxies"))
+    loss = make_loss(LossConfig(), num_classes=5, embedding_dim=16, generator=generator(seed, "proxies"))
     groups = [{"params": model.parameters()}, {"params": loss.parameters(), "lr": 0.1}]
     optimiser = torch.optim.AdamW(groups, lr=1e-3)
     drawn = generator(seed, "batches")

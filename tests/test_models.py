@@ -133,9 +133,7 @@ def test_all_blocks_of_the_convnet_but_the_last_halve_the_resolution() -> None:
 
 
 def test_an_unknown_backbone_names_the_known_ones() -> None:
-    with pytest.raises(
-        ConfigError, match=r"no backbone is called 'convnett'; known: .*convnet, .*Did you mean 'convnet'"
-    ):
+    with pytest.raises(ConfigError, match=r"called 'convnett'; known: .*convnet, .*Did you mean 'convnet'"):
         build_embedder(ModelConfig(backbone="convnett"), in_channels=1, generator=generator(0))
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import subprocess
 import sys
 from dataclasses import replace
@@ -13,13 +12,17 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from dataset_layouts import write_inshop
 from torch import nn
 from torch.nn import functional
 
 from eat_dist.attacks import Ball
 from eat_dist.batch import Batch
-from eat_dist.config import EvaluationConfig
+from eat_dist.config import DataConfig, EvaluationConfig
 from eat_dist.data.images import ImageSet, Indices, LabelledImages
+from eat_dist.data.load import load_dataset
+from eat_dist.data.memory import in_memory
+from eat_dist.data.shards import ShardImages
 from eat_dist.evaluation import References, attack_batches, embed_images, evaluate
 from eat_dist.metrics import kmeans_labels, nmi
 from eat_dist.models.ensemble import EmbeddingEnsemble
@@ -218,11 +221,11 @@ def test_worst_counts_the_queries_that_survive_everything(random: LabelledImages
 
 def test_roles_change_retrieval_and_neither_the_attack_nor_clustering(random: LabelledImages, tmp_path: Path) -> None:
     without = replace(random, is_query=None)
-    attacked = {objective: measure(random, tmp_path / "with", epsilon=0.15) for objective in CONFIG.objectives}
-    for objective in CONFIG.objectives:
-        for one, other in zip(*(clean_and_attacked(s, objective, epsilon=0.15) for s in (random, without)), strict=True):
-            assert torch.equal(one, other)
-    assert attacked
+    one, other = (measure(images, tmp_path / str(i), epsilon=0.15) for i, images in enumerate((random, without)))
+    for key, attacked in one["ensemble"]["attacked"].items():
+        same = ("nmi", "ami", "f1", "mean_displacement", "largest_perturbation")
+        assert [attacked[name] for name in same] == [other["ensemble"]["attacked"][key][name] for name in same]
+        assert attacked["map_at_r"] != other["ensemble"]["attacked"][key]["map_at_r"]
 
 
 def test_centroids_are_of_queries_and_gallery_together() -> None:
@@ -262,23 +265,35 @@ def test_a_set_that_is_not_in_memory_gives_the_same_and_is_decoded_once_a_pass(
     assert decoding.decoded == 0
 
 
+def test_a_test_set_in_shards_and_its_copy_in_memory_give_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    root = write_inshop(tmp_path / "inshop", classes=3, per_class=6)
+    with pytest.warns(UserWarning, match="taken as a subset"):
+        test = load_dataset(DataConfig(dataset="inshop", root=str(root), subset=True, image_size=8)).test
+    assert isinstance(test, ShardImages)
+    results = measure(test, tmp_path / "shards", epsilon=0.05)
+    assert (results["retrieval"], results["queries"], results["gallery"]) == ("query_gallery", 9, 9)
+    assert measure(in_memory(test), tmp_path / "memory", epsilon=0.05) == results
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="peak memory is read from /proc")
 def test_searching_many_images_never_holds_all_similarities() -> None:
-    """12,000² float32 similarities would be 550 MiB, and float64 ones twice as much."""
+    """8,000² float32 similarities alone would be 244 MiB."""
     script = """
 import re, torch
 from eat_dist.metrics import hits_at_k, map_at_r
 
 def peak():
-    return int(re.search(r"VmHWM:\\s+(\\d+)", open("/proc/self/status").read())[1]) / 1024
+    return int(re.search(r"VmHWM:\\s+(\\d+) kB", open("/proc/self/status").read())[1]) / 1024
 
-count = 12_000
-embeddings = torch.randn(count, 8, generator=torch.Generator().manual_seed(0))
-labels, own = torch.arange(count) // 4, torch.arange(count)
+embeddings = torch.randn(8_000, 8, generator=torch.Generator().manual_seed(0))
+labels, own = torch.arange(8_000) // 4, torch.arange(8_000)
 before = peak()
 hits_at_k(embeddings, labels, embeddings, labels, ks=(1, 2, 4, 8), exclude_self=own)
 map_at_r(embeddings, labels, embeddings, labels, exclude_self=own)
 print(peak() - before)
 """
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
-    assert float(done.stdout) < 300
-    assert math.isfinite(float(done.stdout))
+    assert 0 < float(done.stdout) < 150

@@ -327,7 +327,7 @@ def recorded(writer: HistoryWriter, iterations: range) -> None:
     for iteration in iterations:
         gathered = [replace(e, iteration=iteration, gradient_norm=None) for e in two_iterations()[0]]
         gathered[0] = replace(
-            gathered[0], clean_loss=float(iteration), coordinator_wait=0.25, exchange_wait=0.5, iteration_time=2
+            gathered[0], clean_loss=float(iteration), coordinator_wait=0.25, exchange_wait=0.5, data_wait=0.125, iteration_time=2
         )
         state = merge(state, gathered, policy=policy())
         writer.add(rows(state, epoch=iteration // 2, learning_rate=0.5))
@@ -363,6 +363,7 @@ def test_history_comes_back_as_one_row_a_member_and_iteration(tmp_path: Path) ->
         "shared_vulnerability": 0.5,
         "coordinator_wait_ms": 250.0,
         "exchange_wait_ms": 500.0,
+        "data_wait_ms": 125.0,
         "iteration_ms": 2000,
     }
 

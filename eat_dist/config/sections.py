@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationInfo, field_validator, model_validator
 
 from eat_dist.config.agreement import disagreements
 
@@ -84,11 +84,12 @@ class ModelConfig(_Section):
     std: PerChannel | None = Field(None, description="Divides them then; default: the backbone's own.")
     freeze_batch_norm: bool = Field(False, description="BatchNorm keeps its statistics, weights and biases.")
 
-    @model_validator(mode="after")
-    def _std_is_positive(self) -> ModelConfig:
-        if min(self.std or (1.0,)) <= 0:
-            raise ValueError(f"std must be greater than 0; got {list(self.std or ())}")
-        return self
+    @field_validator("std")
+    @classmethod
+    def _std_is_positive(cls, std: tuple[float, ...] | None) -> tuple[float, ...] | None:
+        if std is not None and min(std) <= 0:
+            raise ValueError(f"values must be greater than 0; got {list(std)}")
+        return std
 
 
 class LossConfig(_Section):
@@ -103,6 +104,14 @@ class LossConfig(_Section):
     scale: Number | None = Field(None, gt=0, description="Scale of the softmax's logits.")
     angle: Number | None = Field(None, gt=0, lt=90, description="Degrees, α (angular).")
     centers_per_class: int | None = Field(None, ge=1, description="Proxies a class (soft_triple).")
+
+    @field_validator("margin")
+    @classmethod
+    def _margin_on_its_scale(cls, margin: float | None, info: ValidationInfo) -> float | None:
+        """Distances of unit vectors go up to 2; the other losses' margins are on cosine similarity."""
+        if margin is not None and margin >= 1 and info.data.get("name") not in ("contrastive", "triplet"):
+            raise ValueError(f"a margin on cosine similarity must be below 1; got {margin:g}")
+        return margin
 
 
 class AttackConfig(_Section):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Protocol
 
@@ -12,6 +11,7 @@ import numpy.typing as npt
 import torch
 
 from eat_dist.data.images import ImageSet
+from eat_dist.data.parallel import in_order, workers
 
 Indices = npt.NDArray[np.int64]
 
@@ -65,8 +65,10 @@ class Decoded:
         self._device = device
         chunks = [kept[start : start + _CHUNK] for start in range(0, len(kept), _CHUNK)]
         if as_stored:
-            with ThreadPoolExecutor(threads) as pool:
-                decoded = pool.map(lambda chunk: [images.stored(index) for index in chunk.tolist()], chunks)
+            with workers(threads) as pool:
+                decoded = in_order(
+                    pool, lambda chunk: [images.stored(index) for index in chunk.tolist()], chunks, ahead=2 * threads
+                )
                 self._stored = [image.to(device) for chunk in decoded for image in chunk]
             return
         self._centred = torch.empty((len(kept), *images.image_shape), dtype=torch.uint8, device=device)

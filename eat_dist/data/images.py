@@ -186,11 +186,12 @@ def check(train: ImageSet, test: ImageSet, *, skipped: Sequence[str] = ()) -> No
     if test.is_query is not None:
         in_gallery = set(test.labels[~test.is_query].tolist())
         alone = [label for label in sorted(set(test.labels[test.is_query].tolist())) if label not in in_gallery]
-        if alone or bool(test.is_query.all()) or not bool(test.is_query.any()):
-            example = f", e.g. '{test.class_names[alone[0]]}'" if alone else ""
+        if not bool(test.is_query.any()):
+            raise DataError(f"the test set has a gallery but no query{left_out}. Complete it.")
+        if alone:
             raise DataError(
-                f"every query needs a gallery image of its class{left_out}; {_counted(len(alone), 'class')} "
-                f"of the queries without one{example}. Complete the gallery."
+                f"every query needs a gallery image of its class; {_counted(len(alone), 'class')} of queries without "
+                f"one{left_out}, e.g. '{test.class_names[alone[0]]}'. Complete the gallery."
             )
 
 

@@ -79,35 +79,34 @@ def _cached_shards(source: Source, config: DataConfig, on_progress: OnProgress |
 
 def _decode(source: Source, config: DataConfig) -> ZeroShotData:
     form = inference_form(config, image_size=source.image_size, resize=source.resize)
-    skipped: list[str] = []
-    checked = 0
+    images: dict[str, torch.Tensor] = {}
+    skipped = []
+    for item in source.items:
+        try:
+            image = decode_image(source.read(item.name), name=item.name, channels=source.channels)
+        except DataError as error:
+            if config.on_bad_image == "error":
+                raise bad_image(str(error), checked=len(images)) from error
+            skipped.append(item.name)
+        else:
+            images[item.name] = in_inference_form(image, form, inverted=source.inverted)
 
-    def decoded(*, train: bool) -> LabelledImages:
-        nonlocal checked
-        class_names = source.class_names(train=train)
-        label_of = {name: label for label, name in enumerate(class_names)}
-        images, items = [], []
-        for item in source.items:
-            if (item.role == "train") != train:
-                continue
-            try:
-                image = decode_image(source.read(item.name), name=item.name, channels=source.channels)
-            except DataError as error:
-                if config.on_bad_image == "error":
-                    raise bad_image(str(error), checked=checked) from error
-                skipped.append(item.name)
-                continue
-            checked += 1
-            images.append(in_inference_form(image, form, inverted=source.inverted))
-            items.append(item)
-        nothing = torch.empty(0, source.channels, form.size, form.size, dtype=torch.uint8)
+    def of_set(*, train: bool) -> LabelledImages:
+        class_names = source.class_names(train=train)  # of all images: a class that lost its last one is missed
+        items = [item for item in source.items if item.name in images and (item.role == "train") == train]
+        pixels = [images[item.name] for item in items]
         return LabelledImages(
-            images=torch.stack(images) if images else nothing,
-            labels=torch.tensor([label_of[item.class_name] for item in items], dtype=torch.int64),
+            images=torch.stack(pixels) if pixels else torch.empty(0, source.channels, form.size, form.size).byte(),
+            labels=torch.tensor([class_names.index(item.class_name) for item in items], dtype=torch.int64),
             class_names=class_names,
             names=tuple(item.name for item in items),
             is_query=query_mask([item.role for item in items]),
         )
 
-    train, test = decoded(train=True), decoded(train=False)
-    return ZeroShotData(train, test, resize=form.resize, skipped=tuple(skipped), inverted=source.inverted)
+    return ZeroShotData(
+        train=of_set(train=True),
+        test=of_set(train=False),
+        resize=form.resize,
+        skipped=tuple(skipped),
+        inverted=source.inverted,
+    )

@@ -6,6 +6,9 @@ it, so a resumed run needs no state. docs/loading.md says when which way is take
 
 from __future__ import annotations
 
+import multiprocessing
+import os
+import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import count
@@ -127,7 +130,7 @@ def make_loader(
         ConfigError: ``cache`` is ``device``, and the decoded images do not fit.
         DataError: The split holds fewer than two classes, or an image to be kept cannot be decoded.
     """
-    split = np.asarray(split, dtype=np.int64)
+    split = np.ascontiguousarray(split, dtype=np.int64)
     sampler = make_sampler(config, images.labels[torch.from_numpy(split)], seed=derive_seed(seed, "sampler", rank))
     sizes = images.sizes if config.augmentation == "crop_flip" else None
     plan = BatchPlan(sampler, split, sizes, seed, rank)
@@ -214,7 +217,7 @@ class _Workers:
     """A stream of batches that worker processes make ahead; an iteration out of order starts it anew.
 
     The processes are spawned, from any thread: a forked one could inherit a lock that another member's thread, CUDA or
-    Ray holds, and one from a fork server would outlive a member that is killed. They start with the first batch.
+    Ray holds. They start with the first batch.
     """
 
     def __init__(self, maker: _BatchMaker, workers: int, *, pin: bool, seed: int) -> None:
@@ -228,6 +231,7 @@ class _Workers:
             persistent_workers=True,
             pin_memory=pin,
             multiprocessing_context="spawn",
+            worker_init_fn=_end_with_member,
             generator=torch.Generator().manual_seed(seed),  # else it would draw from the global one
         )
         self._stream: Any = None
@@ -239,12 +243,12 @@ class _Workers:
                 self._iterations.first = iteration
                 self._stream = iter(self._loader)
             made = next(self._stream)
-        except RuntimeError as error:
-            if not str(error).startswith("DataLoader worker (pid"):
+        except (RuntimeError, OSError, EOFError) as error:
+            if not _is_death(error):
                 raise
             raise DataError(
-                f"a process that decodes images died ({_first_line(error)}); if memory or shared memory (/dev/shm) ran "
-                f"out, lower data.workers (0: decode in the member's own process) or prepare smaller images"
+                "a process that decodes images died; if memory or shared memory (/dev/shm) ran out, lower data.workers "
+                "(0: decode in the member's own process) or prepare smaller images"
             ) from error
         self._next = iteration + 1
         if isinstance(made, EatError):
@@ -257,10 +261,25 @@ class _Workers:
             self._stream._shutdown_workers()  # torch has no public way that does not wait for garbage collection
 
 
+def _end_with_member(worker: int) -> None:
+    """In a worker: end when the member's process ends, whatever ends it; torch's own watch begins too late."""
+    member = multiprocessing.parent_process()
+    assert member is not None
+
+    def watch() -> None:
+        member.join()
+        os._exit(1)
+
+    threading.Thread(target=watch, name="watch", daemon=True).start()
+
+
 def _default_workers(cpus: int, device: torch.device) -> int:
     least = 1 if device.type == "cuda" else 0  # beside a GPU the training process hardly computes
     return min(_MOST_WORKERS, max(least, cpus - 1))
 
 
-def _first_line(error: Exception) -> str:
-    return str(error).splitlines()[0].rstrip(".")
+def _is_death(error: Exception) -> bool:
+    """Whether torch says that a worker died, or its connection broke; what a living worker raised says so instead."""
+    if isinstance(error, RuntimeError):
+        return str(error).startswith("DataLoader worker (pid")
+    return "in DataLoader worker process" not in str(error)

@@ -94,7 +94,9 @@ def bad_image(reason: str, *, checked: int) -> DataError:
         reason: Which image it is and what is wrong with it.
         checked: How many others were found good.
     """
-    return DataError(f"{reason} ({checked:,} others were checked). Replace it, or set data.on_bad_image to skip.")
+    return DataError(
+        f"{reason} ({checked:,} others were checked). Replace it, or set data.on_bad_image (--on-bad-image) to skip."
+    )
 
 
 @dataclass(frozen=True)
@@ -206,9 +208,9 @@ def _write_parts(
             for image in images:
                 if isinstance(image, Skipped) and on_bad_image == "error":
                     raise bad_image(image.reason, checked=done)
-                yield image
                 done += 1
                 on_progress(done, total)
+                yield image
 
         load = partial(load_row, plan.source, plan.image_size)
         images = watched(in_order(pool, load, (image for part in missing for image in part.images), ahead=4 * threads))

@@ -49,25 +49,14 @@ def evaluate(
 ) -> dict[str, Any]:
     """Measure the ensemble and each of its members, clean and attacked white-box on its own embedding.
 
-    Figures, all in [0, 1] unless said otherwise:
-
-    - ``r_at_1``, ``_2``, ``_4``, ``_8``, ``map_at_r``: clean or attacked queries against the clean gallery,
-      each query's own clean copy left out. Where the test set has queries and a gallery, ``r_at_1``, ``_10``,
-      ``_20``, ``_30`` (:class:`eat_dist.evaluation.figures.Retrieval`).
-    - ``r_at_1_all_attacked``: attacked queries against the attacked gallery; no clean template exists.
-    - ``nmi``, ``ami`` (may be negative), ``f1``: k-means with K = C on all images, every one attacked, mean over
-      ``kmeans_seeds`` seeds; ``…_std`` their standard deviation (n − 1; 0 with one seed).
-    - ``success_rate``: of the queries retrieved clean (R@1), the share that the attack makes miss; None if
-      none is.
-    - ``mean_displacement``: mean ‖f(x̃) − f(x)‖ over all images, in [0, 2].
-    - ``largest_perturbation``: of any image, in the attack's norm, pixel units.
-    - ``worst``: ``r_at_1`` counts a query only if it is retrieved clean and under every objective; ``nmi``,
-      ``ami`` and ``f1`` are the smallest over the objectives.
+    docs/evaluation.md defines the figures; they are in [0, 1] unless it says otherwise. Every image is attacked. Which
+    queries search which gallery follows from the test set (:class:`eat_dist.evaluation.figures.Retrieval`), and the
+    R@K are named accordingly.
 
     One seed gives one result on one machine, whether interrupted or not; finished parts are taken as they are
     if all that they depend on is the same (:func:`eat_dist.evaluation.parts.resumed`). With ε = 0 the
-    attacked figures are the clean ones. Embeddings and gradients are float32. The set is decoded once for the clean
-    figures of all models, and once an attack.
+    attacked figures are the clean ones. Models compute in float32. The set is decoded once for the clean
+    embeddings of all models, and once for each attack on each.
 
     Args:
         ensemble: Not changed; a copy is moved to ``device``.

@@ -149,7 +149,7 @@ def config_of(folder: Folder) -> RunConfig:
     if not folder.exists("config.yaml"):
         raise StorageError(f"'{folder}' is not a run folder: it has no config.yaml")
     try:
-        values = yaml.safeload_data(folder.read("config.yaml"))
+        values = yaml.safe_load(folder.read("config.yaml"))
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ConfigError(f"'{folder}/config.yaml' is not YAML: {' '.join(str(error).split())}") from error
     return parse_config(values, source=f"{folder}/config.yaml")

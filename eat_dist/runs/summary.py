@@ -10,7 +10,8 @@ from eat_dist.robustness.statistics import EnsembleStatistics
 
 def summary_with(summary: dict[str, Any], config: RunConfig, results: dict[str, Any]) -> dict[str, Any]:
     """The summary with the evaluation's figures under their stable names (docs/run_folder.md)."""
-    about = {key: results[key] for key in ("protocol", "norm", "epsilon", "num_steps", "images", "classes")}
+    names = ("protocol", "norm", "epsilon", "num_steps", "images", "classes", "retrieval", "queries", "gallery")
+    about = {name: results[name] for name in names}
     return summary | {"evaluation": about, **results["ensemble"], "members": results["members"]}
 
 

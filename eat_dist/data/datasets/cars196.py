@@ -6,7 +6,7 @@ import io
 from typing import Any
 
 import numpy as np
-from scipy.io import loadmat  # type: ignore[import-untyped]
+from scipy.io import loadmat
 
 from eat_dist.config import DataConfig
 from eat_dist.data.datasets.layout import Files, data_root, find, first_half, make_source, need

@@ -1,0 +1,459 @@
+"""Preparing shards: bytes kept, bad images found, deaths survived, nothing of somebody else's touched."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
+from PIL import Image
+from pyarrow import fs
+from small_sources import encoded, few_files, flip_byte, one_line, picture, source_of, unreadable
+from torchvision.transforms.v2 import functional
+
+from eat_dist.data.decode import to_tensor
+from eat_dist.data.prepare import PART_IMAGES, prepare
+from eat_dist.data.shard_format import MANIFEST, Manifest, read_manifest
+from eat_dist.errors import DataError, StorageError
+from eat_dist.storage import Folder
+
+TESTS = Path(__file__).resolve().parent
+
+
+def rows(path: Path) -> list[dict[str, Any]]:
+    """All rows of a folder of shards, in order."""
+    parts = sorted(path.glob("part-*.parquet"))
+    return [row for part in parts for row in pq.read_table(part).to_pylist()]
+
+
+def names(path: Path) -> list[str]:
+    return sorted(entry.name for entry in path.iterdir())
+
+
+# What is stored
+
+
+def test_the_original_bytes_and_what_is_said_of_them_come_back_exactly(tmp_path: Path) -> None:
+    files = few_files()
+    prepare(source_of(files), Folder.at(tmp_path))
+    labels = {"ant": 0, "wasp": 1, "cat": 0, "dog": 1}
+    assert {row["name"]: row for row in rows(tmp_path)} == {
+        name: {
+            "image": content,
+            "label": labels[name.split("/")[1]],
+            "class_name": name.split("/")[1],
+            "name": name,
+            "role": name.split("/")[0],
+            "sha256": hashlib.sha256(content).digest(),
+            "height": 9,
+            "width": 12,
+        }
+        for name, content in files.items()
+    }
+    column = pq.ParquetFile(tmp_path / "part-00000.parquet").metadata.row_group(0).column(0)
+    assert (column.compression, column.has_dictionary_page) == ("UNCOMPRESSED", False)
+
+
+def test_rows_are_in_the_order_of_roles_then_classes_then_the_source(tmp_path: Path) -> None:
+    files = few_files(2, roles=("train", "query", "gallery"))
+    prepare(source_of(files), Folder.at(tmp_path))
+    assert [row["name"] for row in rows(tmp_path)] == [
+        f"{role}/{name}/{i}.png"
+        for role, classes in (("train", ("ant", "wasp")), ("query", ("cat", "dog")), ("gallery", ("cat", "dog")))
+        for name in classes
+        for i in range(2)
+    ]
+
+
+def test_a_row_group_has_16_images_or_fewer_large_ones_and_a_part_256(tmp_path: Path) -> None:
+    tiny, large = few_files(75), few_files(2)
+    prepare(source_of(tiny), Folder.at(tmp_path / "tiny"))
+    parts = [pq.ParquetFile(path).metadata for path in sorted((tmp_path / "tiny").glob("part-*"))]
+    lengths = [[part.row_group(group).num_rows for group in range(part.num_row_groups)] for part in parts]
+    assert lengths == [[16] * 16, [16, 16, 12]]
+    # A JPEG reader stops at the end of the image, so what follows only makes the file larger.
+    large = {name: encoded(picture(0), "JPEG") + bytes(3 * 2**20) for name in large}
+    prepare(source_of(large), Folder.at(tmp_path / "large"))
+    part = pq.ParquetFile(tmp_path / "large" / "part-00000.parquet").metadata
+    assert [part.row_group(group).num_rows for group in range(part.num_row_groups)] == [2, 2, 2, 2]
+
+
+def test_the_manifest_tells_what_the_folder_holds(tmp_path: Path) -> None:
+    files = few_files(roles=("train", "query", "gallery"))
+    source = source_of(files, inverted=True)
+    manifest = prepare(source, Folder.at(tmp_path))
+    assert manifest == read_manifest(Folder.at(tmp_path))
+    part = tmp_path / "part-00000.parquet"
+    assert [vars(part) for part in manifest.parts] == [
+        {
+            "name": part.name,
+            "rows": 18,
+            "bytes": part.stat().st_size,
+            "sha256": hashlib.sha256(part.read_bytes()).hexdigest(),
+        }
+    ]
+    assert (manifest.dataset, manifest.stamp, manifest.inverted) == ("folder", source.stamp, True)
+    assert (manifest.channels, manifest.image_size, manifest.resize, manifest.stored_shorter_side) == (3, 6, 8, None)
+    assert (manifest.train_classes, manifest.test_classes) == (("ant", "wasp"), ("cat", "dog"))
+    assert manifest.images == {"train": 6, "query": 6, "gallery": 6}
+    assert manifest.decoded_bytes == {"train": 6 * 9 * 12 * 3, "test": 12 * 9 * 12 * 3}
+    assert manifest.skipped == ()
+
+
+def test_any_number_of_threads_makes_the_same_files(tmp_path: Path) -> None:
+    source = source_of(few_files(75))
+    one, four = (prepare(source, Folder.at(tmp_path / str(threads)), threads=threads) for threads in (1, 4))
+    assert one == four
+    assert len(one.parts) == 2
+
+
+# Scaling down
+
+
+def test_with_an_image_size_large_images_are_scaled_as_torchvision_does_and_small_ones_kept(tmp_path: Path) -> None:
+    files = few_files()
+    big, exact, small = "train/ant/0.png", "train/ant/1.png", "train/ant/2.png"
+    files[big] = encoded(picture(1, height=40, width=31))
+    files[exact] = encoded(picture(2, height=20, width=50))
+    manifest = prepare(source_of(files), Folder.at(tmp_path), image_size=20)
+    stored = {row["name"]: row for row in rows(tmp_path)}
+    assert manifest.stored_shorter_side == 20
+    assert stored[exact]["image"] == files[exact]
+    assert stored[small]["image"] == files[small]
+    scaled = Image.open(io.BytesIO(stored[big]["image"]))
+    assert scaled.format == "PNG"
+    assert torch.equal(to_tensor(scaled), to_tensor(functional.resize(picture(1, height=40, width=31), [20])))
+    assert (stored[big]["height"], stored[big]["width"]) == (25, 20)
+
+
+def test_a_scaled_jpeg_stays_a_jpeg_with_all_of_its_colours(tmp_path: Path) -> None:
+    files = few_files()
+    colour, grey = "train/ant/0.png", "train/ant/1.png"
+    files[colour] = encoded(picture(1, height=64, width=64), "JPEG", quality=95)
+    files[grey] = encoded(picture(2, height=64, width=64, mode="L"), "JPEG", quality=95)
+    prepare(source_of(files), Folder.at(tmp_path), image_size=16)
+    stored = {row["name"]: Image.open(io.BytesIO(row["image"])) for row in rows(tmp_path)}
+    assert stored[colour].format == stored[grey].format == "JPEG"
+    assert {layer[1:3] for layer in stored[colour].layer} == {(1, 1)}  # type: ignore[attr-defined]  (4:4:4)
+    wanted = np.asarray(picture(1, height=64, width=64).resize((16, 16), Image.Resampling.BILINEAR), dtype=int)
+    assert np.abs(np.asarray(stored[colour], dtype=int) - wanted).mean() < 3
+
+
+def test_a_scaled_image_is_upright_and_loses_its_orientation_tag(tmp_path: Path) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6  # shown turned right by 90°
+    files = few_files() | {"train/ant/0.png": encoded(picture(1, height=20, width=40), "JPEG", exif=exif)}
+    prepare(source_of(files), Folder.at(tmp_path), image_size=10)
+    row = rows(tmp_path)[0]
+    image = Image.open(io.BytesIO(row["image"]))
+    assert (row["height"], row["width"]) == (image.height, image.width) == (20, 10)
+    assert 0x0112 not in image.getexif()
+
+
+# Odd and bad images
+
+JPEG = encoded(picture(0, height=64, width=64), "JPEG")
+
+
+def rotated_jpeg() -> bytes:
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    return encoded(picture(0, height=9, width=12), "JPEG", exif=exif)
+
+
+@pytest.mark.parametrize(
+    ("content", "size"),
+    [
+        (encoded(picture(0, mode="L")), (9, 12)),
+        (encoded(picture(0).convert("CMYK"), "JPEG"), (9, 12)),
+        (encoded(picture(0).convert("P")), (9, 12)),
+        (encoded(Image.fromarray(np.full((9, 12), 40_000, np.uint16))), (9, 12)),
+        (rotated_jpeg(), (12, 9)),
+        (encoded(picture(0, height=1, width=1)), (1, 1)),
+    ],
+    ids=["grey", "CMYK", "palette", "16 bits", "turned", "1×1"],
+)
+def test_odd_images_are_stored_as_they_are_with_the_size_they_decode_to(
+    tmp_path: Path, content: bytes, size: tuple[int, int]
+) -> None:
+    prepare(source_of(few_files() | {"train/ant/0.png": content}), Folder.at(tmp_path))
+    row = rows(tmp_path)[0]
+    assert row["image"] == content
+    assert (row["height"], row["width"]) == size
+
+
+@pytest.mark.parametrize("content", [JPEG[:-300], b"", b"text"], ids=["truncated", "empty", "text"])
+def test_a_bad_image_stops_preparing_or_is_left_out_and_listed(tmp_path: Path, content: bytes) -> None:
+    bad = "train/wasp/1.png"
+    source = source_of(few_files() | {bad: content})
+    out = Folder.at(tmp_path)
+    with pytest.raises(DataError) as error:
+        prepare(source, out, threads=1)
+    assert f"cannot decode image '{bad}'" in one_line(error)
+    assert "4 others were checked" in one_line(error)
+    assert "data.on_bad_image" in one_line(error)
+    assert not out.exists(MANIFEST)
+    manifest = prepare(source, out, on_bad_image="skip")
+    assert [skipped.name for skipped in manifest.skipped] == [bad]
+    assert "cannot decode" in manifest.skipped[0].reason
+    assert manifest.images == {"train": 5, "test": 6}
+    assert bad not in {row["name"] for row in rows(tmp_path)}
+
+
+def test_a_source_that_is_out_of_reach_stops_preparing_even_where_bad_images_are_skipped(tmp_path: Path) -> None:
+    def read(name: str) -> bytes:
+        raise StorageError(f"cannot read '{name}': the network is down")
+
+    with pytest.raises(StorageError, match="the network is down"):
+        prepare(source_of(few_files(), read=read), Folder.at(tmp_path), on_bad_image="skip")
+
+
+def test_a_class_whose_images_are_all_skipped_stays_in_the_list(tmp_path: Path) -> None:
+    files = few_files(1) | {"train/ant/0.png": b"bad"}
+    manifest = prepare(source_of(files), Folder.at(tmp_path), on_bad_image="skip")
+    assert manifest.train_classes == ("ant", "wasp")
+    assert [row["label"] for row in rows(tmp_path) if row["role"] == "train"] == [1]
+
+
+# Doing it again
+
+
+def test_finished_shards_are_returned_at_once(tmp_path: Path) -> None:
+    files = few_files()
+    manifest = prepare(source_of(files), Folder.at(tmp_path))
+    before = {path.name: path.stat().st_mtime_ns for path in tmp_path.iterdir()}
+    assert prepare(source_of(files, read=unreadable), Folder.at(tmp_path)) == manifest
+    assert {path.name: path.stat().st_mtime_ns for path in tmp_path.iterdir()} == before
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"dataset": "cub200"}, "holds shards of the dataset 'folder'"),
+        ({"image_size": 8}, "holds shards with image size as in the original files"),
+        ({"content": encoded(picture(99))}, "holds shards of other files"),
+    ],
+    ids=["dataset", "size", "files"],
+)
+def test_other_shards_are_refused_and_replaced_only_when_asked(
+    tmp_path: Path, change: dict[str, Any], message: str
+) -> None:
+    files, out = few_files(), Folder.at(tmp_path)
+    before = prepare(source_of(files), out)
+    changed = source_of(
+        files | ({"train/ant/0.png": change["content"]} if "content" in change else {}),
+        dataset=change.get("dataset", "folder"),
+    )
+    options = {"image_size": change.get("image_size")}
+    with pytest.raises(DataError) as error:
+        prepare(changed, out, **options)
+    assert message in one_line(error)
+    assert "--overwrite" in one_line(error)
+    assert read_manifest(out) == before
+    after = prepare(changed, out, overwrite=True, **options)
+    assert read_manifest(out) == after != before
+
+
+def test_a_folder_with_other_files_is_refused_and_left_alone(tmp_path: Path) -> None:
+    (tmp_path / "part-00000-of-mine.parquet").write_bytes(b"mine")
+    with pytest.raises(StorageError, match=r"holds other files than shards, e\.g\. 'part-00000-of-mine\.parquet'"):
+        prepare(source_of(few_files()), Folder.at(tmp_path), overwrite=True)
+    assert names(tmp_path) == ["part-00000-of-mine.parquet"]
+
+
+@pytest.fixture
+def two_parts(tmp_path: Path) -> tuple[Path, dict[str, bytes]]:
+    """Shards of 300 images in parts of 256 and 44, with times that a rewritten file cannot have."""
+    files = few_files(75)
+    prepare(source_of(files), Folder.at(tmp_path))
+    for path in tmp_path.iterdir():
+        os.utime(path, (1, 1))
+    return tmp_path, files
+
+
+def rewritten(path: Path) -> list[str]:
+    return [part.name for part in sorted(path.glob("part-*")) if part.stat().st_mtime != 1]
+
+
+@pytest.mark.parametrize("harm", ["flip", "truncate", "delete"])
+def test_only_the_part_that_is_not_whole_is_written_again(two_parts: tuple[Path, dict[str, bytes]], harm: str) -> None:
+    path, files = two_parts
+    manifest, part = read_manifest(Folder.at(path)), path / "part-00001.parquet"
+    if harm == "flip":
+        flip_byte(part, 3000)
+    elif harm == "truncate":
+        part.write_bytes(part.read_bytes()[:-100])
+    else:
+        part.unlink()
+    assert prepare(source_of(files), Folder.at(path), overwrite=True) == manifest
+    assert rewritten(path) == ["part-00001.parquet"]
+
+
+def test_lost_parts_are_made_again_without_being_asked(two_parts: tuple[Path, dict[str, bytes]]) -> None:
+    path, files = two_parts
+    (path / "part-00000.parquet").unlink()
+    prepare(source_of(files), Folder.at(path))
+    assert rewritten(path) == ["part-00000.parquet"]
+
+
+def test_parts_and_temporary_files_that_nothing_needs_are_deleted(two_parts: tuple[Path, dict[str, bytes]]) -> None:
+    path, files = two_parts
+    for name in ("part-00002.parquet", "part-00001.parquet.0123abcd.tmp", "manifest.json.0123abcd.tmp"):
+        (path / name).write_bytes(b"left over")
+    (path / MANIFEST).unlink()
+    prepare(source_of(files), Folder.at(path))
+    assert names(path) == [".lock", MANIFEST, "part-00000.parquet", "part-00001.parquet"]
+    assert rewritten(path) == []
+
+
+def test_parts_with_skipped_images_are_tried_again_and_the_others_kept(tmp_path: Path) -> None:
+    files = few_files(75)
+    last = "test/dog/74.png"
+    broken = source_of(files | {last: b"bad"})
+    healed = source_of(files | {last: b"bad"}, read=files.__getitem__)  # a file that was out of reach for a moment
+    out = Folder.at(tmp_path)
+    assert len(prepare(broken, out, on_bad_image="skip").skipped) == 1
+    os.utime(tmp_path / "part-00000.parquet", (1, 1))
+    assert prepare(healed, out, on_bad_image="error").skipped == ()
+    assert rewritten(tmp_path) == ["part-00001.parquet"]
+
+
+# Deaths and company
+
+SLOW = """
+import sys, time
+from eat_dist.data.prepare import prepare
+from eat_dist.storage import Folder
+from small_sources import few_files, source_of
+files = few_files(200)
+def read(name):
+    time.sleep(0.002)
+    return files[name]
+print("ready", flush=True)
+prepare(source_of(files, read=read), Folder.at(sys.argv[1]), threads=1)
+"""
+
+
+def start(code: str, *arguments: str) -> subprocess.Popen[str]:
+    environment = os.environ | {"PYTHONPATH": str(TESTS)}
+    command = [sys.executable, "-c", code, *arguments]
+    return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def wait_for(condition: Callable[[], bool], process: subprocess.Popen[str]) -> None:
+    end = time.monotonic() + 120
+    while not condition():
+        assert process.poll() is None, process.communicate()[1]
+        assert time.monotonic() < end
+        time.sleep(0.005)
+
+
+def test_after_sigkill_the_finished_parts_stay_and_the_rest_is_made(tmp_path: Path) -> None:
+    path = tmp_path / "shards"
+    process = start(SLOW, str(path))
+    wait_for(lambda: bool(list(path.glob("part-00001.parquet.*.tmp"))), process)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert names(path)[:2] == [".lock", "part-00000.parquet"]
+    assert MANIFEST not in names(path)
+    os.utime(path / "part-00000.parquet", (1, 1))
+
+    files = few_files(200)
+    read: list[str] = []
+    source = source_of(files, read=lambda name: read.append(name) or files[name])  # type: ignore[func-returns-value]
+    progress: list[int] = []
+    manifest = prepare(source, Folder.at(path), on_progress=lambda done, total: progress.append(done))
+    assert rewritten(path) == [part.name for part in manifest.parts[1:]]
+    assert len(read) == len(files) - PART_IMAGES
+    assert progress == list(range(PART_IMAGES, len(files) + 1))
+    assert manifest == prepare(source_of(files), Folder.at(tmp_path / "undisturbed"))
+    assert names(path) == [".lock", MANIFEST, *(part.name for part in manifest.parts)]
+
+
+def test_who_comes_second_waits_and_finds_the_shards_finished(tmp_path: Path) -> None:
+    path, files = tmp_path / "shards", few_files(200)
+    first = start(SLOW, str(path))
+    wait_for(lambda: bool(list(path.glob("part-*.tmp"))), first)
+    with pytest.warns(UserWarning, match="another process prepares .*; waiting for it"):
+        manifest = prepare(source_of(files, read=unreadable), Folder.at(path))
+    assert first.wait() == 0
+    assert manifest == prepare(source_of(files), Folder.at(tmp_path / "alone"))
+
+
+PEAK = """
+import resource, sys, tempfile
+from eat_dist.data.prepare import prepare
+from eat_dist.storage import Folder
+from small_sources import encoded, few_files, source_of
+import numpy as np
+from PIL import Image
+noise = encoded(Image.fromarray(np.random.default_rng(0).integers(0, 256, (200, 200, 3), dtype=np.uint8)))
+for per_class in (16, 400):
+    files = dict.fromkeys(few_files(per_class), noise)
+    with tempfile.TemporaryDirectory() as folder:
+        prepare(source_of(files), Folder.at(folder), threads=2)
+    print(len(noise) * len(files), 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+"""
+
+
+def test_memory_does_not_grow_with_the_dataset() -> None:
+    printed, error = start(PEAK).communicate(timeout=120)
+    assert not error
+    few, many, *_ = (tuple(map(int, line.split())) for line in printed.splitlines())
+    assert many[0] - few[0] > 180e6  # bytes of image files
+    assert many[1] - few[1] < 30e6  # of memory, at the highest
+
+
+# Buckets
+
+
+@pytest.fixture
+def bucket(tmp_path: Path) -> Folder:
+    """A filesystem that is not the local one, so that nothing is renamed, locked or mapped."""
+    (tmp_path / "bucket").mkdir()
+    return Folder(fs.SubTreeFileSystem(str(tmp_path / "bucket"), fs.LocalFileSystem()), "shards")
+
+
+def test_in_a_bucket_the_same_files_are_made_without_temporary_ones(bucket: Folder, tmp_path: Path) -> None:
+    source = source_of(few_files(75))
+    manifest = prepare(source, bucket)
+    assert not bucket.is_local
+    assert bucket.names() == [MANIFEST, "part-00000.parquet", "part-00001.parquet"]
+    assert manifest == prepare(source, Folder.at(tmp_path / "local"))
+    bucket.delete(MANIFEST)
+    bucket.delete("part-00001.parquet")
+    assert prepare(source, bucket) == manifest
+
+
+def test_an_error_leaves_no_half_part_in_a_bucket(bucket: Folder) -> None:
+    with pytest.raises(DataError):
+        prepare(source_of(few_files() | {"test/dog/2.png": b"bad"}), bucket)
+    assert bucket.names() == []
+
+
+def test_a_place_that_cannot_be_written_is_named_in_one_line(tmp_path: Path) -> None:
+    (tmp_path / "file").write_bytes(b"in the way")
+    with pytest.raises(StorageError) as error:
+        prepare(source_of(few_files()), Folder.at(tmp_path / "file" / "shards"))
+    assert str(tmp_path / "file" / "shards") in one_line(error)
+
+
+def test_a_part_cannot_be_read_without_its_notes(tmp_path: Path) -> None:
+    """A part of unknown origin under our name is replaced, not trusted."""
+    pq.write_table(pa.table({"image": [b"x"]}), tmp_path / "part-00000.parquet")
+    manifest: Manifest = prepare(source_of(few_files()), Folder.at(tmp_path))
+    assert manifest.parts[0].rows == 12
+    assert json.loads((tmp_path / MANIFEST).read_text())["schema"] == 1
