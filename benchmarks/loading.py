@@ -2,22 +2,23 @@
 
     python benchmarks/loading.py [FOLDER] [--size 224] [--backbone mobilenet_v2] …
 
-FOLDER has a folder of images for each class, at least four; without it 480 JPEGs of 500 × 375 pixels (smooth noise, eight
-classes) are made in a temporary folder.
+FOLDER has a folder of images for each class, at least four; without it 480 JPEGs of 500 × 375 pixels (smooth noise,
+eight classes) are made in a temporary folder.
 
-The first table has torchvision's ImageFolder and DataLoader beside the loader of the package over the same training images,
-the same crops and flips, batch size and number of processes. The second trains one member with PGD-5 for real and reads the
-waits from its history. Whatever is compared takes turns; figures are medians over the turns.
+The first table has torchvision's ImageFolder and DataLoader beside the loader of the package over the same training
+images, the same crops and flips, batch size and number of processes. The second trains one member with PGD-5 for real
+and reads the waits from its history. Whatever is compared takes turns; figures are medians over the turns.
 """
 
 from __future__ import annotations
 
 import argparse
+import itertools
 import os
 import statistics
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -91,10 +92,9 @@ def torchvision_batches(root: Path, train: ImageSet, arguments: argparse.Namespa
 
 def rates(root: Path, train: ImageSet, arguments: argparse.Namespace) -> None:
     """The first table."""
-    takers: dict[str, Callable[[], object]] = {}
+    streams: dict[str, Iterator[Any]] = {}
     with ExitStack() as opened:
-        batches = torchvision_batches(root, train, arguments)
-        takers["torchvision"] = lambda: next(batches)
+        streams["torchvision"] = torchvision_batches(root, train, arguments)
         for cache in ("none", "device"):
             config = load_config(
                 None, [*settings_of(arguments, root), f"data.cache={cache}", f"data.workers={arguments.workers}"]
@@ -105,17 +105,16 @@ def rates(root: Path, train: ImageSet, arguments: argparse.Namespace) -> None:
                     config, train, split=np.arange(len(train)), seed=0, rank=0, device=CPU, members_here=1, cpus=1
                 )
             )
-            iterations = iter(range(10**9))
-            takers[cache] = lambda loader=loader, iterations=iterations: loader.batch(next(iterations))  # type: ignore[misc]
+            streams[cache] = map(loader.batch, itertools.count())
             print(f"`cache: {cache}`, ready after {time.perf_counter() - begin:.1f} s: {loader.description}")
-        taken: dict[str, list[float]] = {name: [] for name in takers}
+        taken: dict[str, list[float]] = {name: [] for name in streams}
         for turn in range(arguments.repeats + 1):  # the first starts the processes and is left out
-            for name, take in takers.items():
+            for name, stream in streams.items():
                 for _ in range(3 * max(1, arguments.workers)):  # what was made ahead during the others' turns
-                    take()
+                    next(stream)
                 begin = time.perf_counter()
                 for _ in range(arguments.iterations):
-                    take()
+                    next(stream)
                 if turn:
                     taken[name].append(arguments.batch * arguments.iterations / (time.perf_counter() - begin))
     print("\n| images a second | median | lowest … highest turn | × torchvision |\n|---|---|---|---|")
@@ -132,7 +131,7 @@ def waits(root: Path, train: ImageSet, arguments: argparse.Namespace) -> None:
         "none, in the member's process": ["data.cache=none", "data.workers=0"],
     }
     per_epoch = -(-len(train) // arguments.batch)
-    epochs = -(-(arguments.steps + 4) // per_epoch)
+    epochs = -(-(arguments.steps + 3) // per_epoch)
     shares: dict[str, list[float]] = {name: [] for name in ways}
     milliseconds: dict[str, list[float]] = {name: [] for name in ways}
     for _ in range(arguments.repeats):
@@ -159,7 +158,9 @@ def waits(root: Path, train: ImageSet, arguments: argparse.Namespace) -> None:
             with tempfile.TemporaryDirectory() as folder:
                 train_in_process(config, train, splits=splits, run_folder=Folder.at(folder))
                 rows = read_history(Folder.at(folder).child("statistics")).to_pylist()
-            rows = rows[3:]  # a row has the times of the iteration before; the first two start processes and warm up
+            rows = rows[
+                3 : 3 + arguments.steps
+            ]  # a row has the times of the iteration before; the first two start processes and warm up
             waited, total = (sum(row[column] for row in rows) for column in ("data_wait_ms", "iteration_ms"))
             shares[name].append(100 * waited / total)
             milliseconds[name].append(total / len(rows))
@@ -179,7 +180,7 @@ def main() -> None:
     parser.add_argument("--iterations", type=int, default=10, help="batches of a turn in the first table")
     parser.add_argument("--backbone", default="mobilenet_v2")
     parser.add_argument(
-        "--steps", type=int, default=6, help="training iterations of a turn in the second table, at least"
+        "--steps", type=int, default=6, help="training iterations of a turn in the second table; 0: none"
     )
     parser.add_argument("--repeats", type=int, default=5, help="turns")
     arguments = parser.parse_args()
@@ -192,12 +193,12 @@ def main() -> None:
             make_images(root)
         train = load_dataset(load_config(None, settings_of(arguments, root)).data).train
         height, width = train.sizes.double().mean(dim=0).tolist()
-        print(
-            f"{os.cpu_count()} CPUs, torch {torch.__version__}; {len(train)} images of {width:.0f} × {height:.0f} pixels "
-            f"on average; batches of {arguments.batch} at {arguments.size} pixels, {arguments.workers} decoding processes\n"
-        )
+        print(f"{os.cpu_count()} CPUs, torch {torch.__version__}; {arguments.workers} decoding processes")
+        print(f"{len(train)} images of {width:.0f} × {height:.0f} pixels on average", end="; ")
+        print(f"batches of {arguments.batch} at {arguments.size} pixels\n")
         rates(root, train, arguments)
-        waits(root, train, arguments)
+        if arguments.steps:
+            waits(root, train, arguments)
 
 
 if __name__ == "__main__":

@@ -115,7 +115,8 @@ def main() -> None:
     except SystemExit as stopped:  # typer leaves this way, and turns Ctrl-C into exit code 130
         if stopped.code != EXIT_INTERRUPTED:
             raise
-        print("interrupted; continue with: eat-dist train --resume RUN_DIR", file=sys.stderr)
+        again = "the same command" if sys.argv[1:2] == ["data"] else "eat-dist train --resume RUN_DIR"
+        print(f"interrupted; continue with: {again}", file=sys.stderr)
         _leave(EXIT_INTERRUPTED)
 
 

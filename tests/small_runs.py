@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
 import torch
+from conftest import SHARED_DATA
 from safetensors.torch import load_file
 
 from eat_dist.config import RunConfig, load_config
@@ -13,6 +15,24 @@ from eat_dist.data.splits import make_splits
 from eat_dist.in_process import train_in_process
 from eat_dist.member import MemberResult, OnIteration
 from eat_dist.storage import Folder
+
+CUB_MINI = SHARED_DATA / "cub_mini"
+# For small_config: three members on real photographs, three iterations in this process.
+PHOTOGRAPHS = [
+    "data.dataset=cub200",
+    f"data.root={CUB_MINI}",
+    "data.subset=true",
+    "data.image_size=32",
+    "data.augmentation=crop_flip",
+    "data.batch_size=50",
+    "data.images_per_class=10",
+    "train.epochs=1",
+    "cluster.backend=local",
+    "evaluation.num_steps=2",
+    "evaluation.members=false",
+    "evaluation.kmeans_seeds=1",
+]
+needs_photographs = pytest.mark.skipif(not CUB_MINI.exists(), reason=f"the photographs are not at {CUB_MINI}")
 
 
 def small_config(*assignments: str) -> RunConfig:

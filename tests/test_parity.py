@@ -6,9 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from eat_dist.config import RunConfig
+from eat_dist.config import RunConfig, override
+from eat_dist.data.load import with_shards
 from eat_dist.storage import Folder
-from small_runs import largest_difference, small_config, train_locally, weights
+from small_runs import PHOTOGRAPHS, largest_difference, needs_photographs, small_config, train_locally, weights
 
 RULES = {
     "uniform": ["defense.transfer_rule=uniform", "defense.diversity_weight=0.5"],
@@ -16,11 +17,11 @@ RULES = {
 }
 
 
-def train_on_ray(config: RunConfig, folder: Path) -> None:
+def train_on_ray(config: RunConfig, folder: Path, *, iterations: int = 20) -> None:
     from eat_dist.cluster.train import train_on_ray
 
     results = train_on_ray(config, num_classes=5, run_folder=Folder.at(folder))
-    assert [result.iterations for result in results] == [20, 20, 20]
+    assert [result.iterations for result in results] == [iterations] * 3
 
 
 @pytest.mark.ray
@@ -31,6 +32,22 @@ def test_ray_and_in_process_training_give_the_same_weights(rule: str, tmp_path: 
     config = small_config(*RULES[rule])
     train_locally(config, tmp_path / "local")
     train_on_ray(config, tmp_path / "ray")
+
+    assert largest_difference(weights(tmp_path / "local"), weights(tmp_path / "ray")) <= 1e-6
+
+
+@needs_photographs
+@pytest.mark.ray
+@pytest.mark.slow
+def test_photographs_that_ray_workers_stream_from_shards_train_the_same_weights_as_cached_ones(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ray_session: None
+) -> None:
+    """Slow: three Ray workers, each of which starts a process that decodes."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    config = small_config(*PHOTOGRAPHS, "cluster.backend=ray")
+    config = config.model_copy(update={"data": with_shards(config.data)})
+    train_locally(override(config, "data.cache=device"), tmp_path / "local")
+    train_on_ray(override(config, "data.cache=none", "data.workers=1"), tmp_path / "ray", iterations=3)
 
     assert largest_difference(weights(tmp_path / "local"), weights(tmp_path / "ray")) <= 1e-6
 

@@ -23,7 +23,7 @@ from torch.utils.data import DataLoader, Dataset
 from eat_dist.config import DataConfig
 from eat_dist.data.decode import decode_image, to_tensor
 from eat_dist.data.images import ZeroShotData
-from eat_dist.data.memory import fits_in_memory, in_memory
+from eat_dist.data.memory import available_memory, fits_in_memory, in_memory
 from eat_dist.data.prepare import prepare
 from eat_dist.data.shard_format import MANIFEST, read_manifest
 from eat_dist.data.shards import ShardImages, open_shards
@@ -176,8 +176,27 @@ def test_a_set_in_memory_has_the_same_batches_and_the_same_digest(tmp_path: Path
 
 
 def test_what_fits_in_memory_is_at_most_half_of_what_is_there() -> None:
-    assert fits_in_memory(1)
-    assert not fits_in_memory(2**50)
+    there = available_memory()
+    assert fits_in_memory(there // 4)
+    assert not fits_in_memory(there)
+
+
+@pytest.mark.parametrize("version", [1, 2])
+def test_the_memory_of_a_job_is_what_the_nearest_limit_leaves(tmp_path: Path, version: int) -> None:
+    controllers = "memory" if version == 1 else ""
+    root = tmp_path / controllers
+    limit, usage = ("limit_in_bytes", "usage_in_bytes") if version == 1 else ("max", "current")
+    for group, values in {"": (900, 100), "job": (500, 300), "job/step": ("max", 200)}.items():
+        (root / group).mkdir(parents=True, exist_ok=True)
+        (root / group / f"memory.{limit}").write_text(f"{values[0]}\n")
+        (root / group / f"memory.{usage}").write_text(f"{values[1]}\n")
+        (root / group / "memory.stat").write_text("anon 7\nactive_file 20\ninactive_file 30\n")
+    (tmp_path / "self").mkdir()
+    (tmp_path / "meminfo").write_text("MemTotal: 8 kB\nMemAvailable:       4 kB\n")
+    (tmp_path / "self" / "cgroup").write_text(f"5:cpu:/\n0:{controllers}:/job/step\n")
+    assert available_memory(tmp_path, tmp_path) == 500 - 300 + 50
+    (tmp_path / "self" / "cgroup").write_text("")
+    assert available_memory(tmp_path, tmp_path) == 4096
 
 
 # Threads and processes

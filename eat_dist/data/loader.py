@@ -87,7 +87,7 @@ class Loader:
         """
         images, indices = self._source.take(iteration)
         if images.dtype == torch.uint8:  # they travel so, a quarter of the float32 bytes
-            images = images.to(self._device, non_blocking=True).float() / 255
+            images = images.to(self._device, non_blocking=True).float().div_(255)
         return Batch(images=images, labels=sent(self._labels[indices], self._device), indices=indices)
 
     def close(self) -> None:

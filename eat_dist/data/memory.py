@@ -1,8 +1,9 @@
-"""Image sets decoded once into memory, where they fit."""
+"""Image sets decoded once into memory, and whether they fit there."""
 
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import torch
@@ -11,7 +12,7 @@ from eat_dist.data.images import LabelledImages
 from eat_dist.data.parallel import usable_cpus, workers
 from eat_dist.data.shards import ShardImages
 
-_CGROUPS = Path("/sys/fs/cgroup")
+_CACHED = ("active_file", "inactive_file")
 
 
 def in_memory(images: ShardImages, *, threads: int | None = None) -> LabelledImages:
@@ -32,40 +33,43 @@ def in_memory(images: ShardImages, *, threads: int | None = None) -> LabelledIma
 
 
 def fits_in_memory(bytes_needed: int) -> bool:
-    """Whether that many bytes are at most half of the memory that is available to this process now."""
-    return bytes_needed <= min(_of_machine(), *_of_cgroups()) // 2
+    """Whether that many bytes are at most half of what is available now."""
+    return bytes_needed <= available_memory() // 2
 
 
-def _of_machine() -> int:
+def available_memory(proc: Path = Path("/proc"), cgroups: Path = Path("/sys/fs/cgroup")) -> int:
+    """Bytes that this process can still take: of the machine, and within the limits of its control groups.
+
+    Args:
+        proc: Where Linux tells of processes.
+        cgroups: Where it tells of control groups, version 1 or 2.
+    """
     try:
-        fields = dict(line.split(":") for line in Path("/proc/meminfo").read_text(encoding="ascii").splitlines())
-        return int(fields["MemAvailable"].split()[0]) * 1024
-    except (OSError, ValueError, KeyError):
-        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2  # not Linux: how much is free is unknown
+        fields = dict(line.split(":", 1) for line in (proc / "meminfo").read_text().splitlines())
+        of_machine = int(fields["MemAvailable"].split()[0]) * 1024
+    except (OSError, ValueError, KeyError):  # not Linux: how much of the memory is free is unknown
+        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2
+    return min([of_machine, *_within_limits(proc, cgroups)])
 
 
-def _of_cgroups() -> list[int]:
-    """What the limits of this process's control groups (version 1 or 2) and of those around them leave."""
+def _within_limits(proc: Path, cgroups: Path) -> Iterator[int]:
+    """What each limit leaves, of the process's own group and of those that it is within."""
     try:
-        groups = [line.split(":", 2) for line in Path("/proc/self/cgroup").read_text(encoding="utf-8").splitlines()]
+        lines = (proc / "self" / "cgroup").read_text().splitlines()
     except OSError:
-        return []
-    left = []
-    for _, controllers, path in groups:
+        return
+    for _, controllers, path in (line.split(":", 2) for line in lines):
         if controllers not in ("", "memory"):
             continue
-        root = _CGROUPS / controllers
-        names = ("limit_in_bytes", "usage_in_bytes", "total_inactive_file")
-        limit_name, usage_name, cache_name = names if controllers else ("max", "current", "inactive_file")
-        group = root / path.lstrip("/")
-        for folder in (group, *group.parents):
-            if not folder.is_relative_to(root):
-                break
+        root = cgroups / controllers
+        limit_name, usage_name = ("limit_in_bytes", "usage_in_bytes") if controllers else ("max", "current")
+        own = root / path.lstrip("/")
+        for group in (own, *own.parents[: len(own.parts) - len(root.parts)]):
             try:
-                limit = int((folder / f"memory.{limit_name}").read_text())
-                usage = int((folder / f"memory.{usage_name}").read_text())
-                statistics = dict(line.split() for line in (folder / "memory.stat").read_text().splitlines())
-            except (OSError, ValueError):  # no such file, or no limit ("max")
+                limit, usage = (int((group / f"memory.{name}").read_text()) for name in (limit_name, usage_name))
+                statistics = dict(line.split() for line in (group / "memory.stat").read_text().splitlines())
+            except (OSError, ValueError):  # not told, or no limit ("max")
                 continue
-            left.append(max(limit - usage + int(statistics.get(cache_name, 0)), 0))  # cached files make room
-    return left
+            # Cached files make room. Version 1 counts those of the groups within under total_….
+            cached = (statistics.get(f"total_{name}", statistics.get(name, 0)) for name in _CACHED)
+            yield max(limit - usage + sum(map(int, cached)), 0)
