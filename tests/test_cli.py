@@ -59,8 +59,8 @@ def settings(*assignments: str) -> list[str]:
     return [part for assignment in (*TINY, *assignments) for part in ("--set", assignment)]
 
 
-def omniglot(folder: Path, *, drawings: int = 4, spoil: str | None = None) -> None:
-    """Two archives in the official layout; ``spoil`` is an image that is no image."""
+def omniglot(folder: Path) -> None:
+    """Two archives in the official layout, with four drawings of each of two characters an alphabet."""
     alphabets = {
         "images_background_small1": ["Balinese", "Early_Aramaic", "Greek", "Korean", "Latin"],
         "images_background_small2": ["Greek", "Japanese_(katakana)", "Latin", "Sanskrit", "Tagalog"],
@@ -72,9 +72,9 @@ def omniglot(folder: Path, *, drawings: int = 4, spoil: str | None = None) -> No
         with zipfile.ZipFile(folder / f"{archive}.zip", "w") as file:
             for alphabet in names:
                 for character in (1, 2):
-                    for drawing in range(1, drawings + 1):
+                    for drawing in range(1, 5):
                         name = f"{archive}/{alphabet}/character{character:02d}/00{character}_{drawing:02d}.png"
-                        file.writestr(name, b"no image" if name.endswith(spoil or "\0") else buffer.getvalue())
+                        file.writestr(name, buffer.getvalue())
 
 
 def make_missing(_: Path) -> list[str]:
@@ -87,14 +87,24 @@ def make_corrupt(folder: Path) -> list[str]:
     return ["data.dataset=omniglot", "data.root=omniglot"]
 
 
+def photographs(folder: Path, *, images_a_class: int, spoil: str = "") -> list[str]:
+    """Six classes in a folder each; ``spoil`` is an image that is no image."""
+    for name in "abcdef":
+        (folder / "photos" / name).mkdir(parents=True)
+        for image in range(images_a_class):
+            path = folder / "photos" / name / f"{image}.png"
+            Image.new("RGB", (8, 8), (ord(name), image, 0)).save(path)
+            if f"{name}/{image}.png" == spoil:
+                path.write_bytes(b"no image")
+    return ["data.dataset=folder", "data.root=photos", "data.image_size=8"]
+
+
 def make_undecodable(folder: Path) -> list[str]:
-    omniglot(folder / "omniglot", spoil="Balinese/character02/002_03.png")
-    return ["data.dataset=omniglot", "data.root=omniglot"]
+    return photographs(folder, images_a_class=4, spoil="c/2.png")
 
 
 def make_single(folder: Path) -> list[str]:
-    omniglot(folder / "omniglot", drawings=1)
-    return ["data.dataset=omniglot", "data.root=omniglot"]
+    return photographs(folder, images_a_class=1)
 
 
 BAD_SETTINGS = {
@@ -111,7 +121,7 @@ BAD_SETTINGS = {
 BAD_DATA = {
     "a missing archive": (make_missing, "missing"),
     "a corrupt archive": (make_corrupt, "images_background_small1.zip"),
-    "an undecodable image": (make_undecodable, "002_03.png"),
+    "an undecodable image": (make_undecodable, "c/2.png"),
     "a class with one image": (make_single, "has one image"),
 }
 
@@ -162,7 +172,7 @@ def test_a_skipped_image_is_counted_and_reported(run: Callable[..., tuple[int, s
     assert code == 0, error
     assert "1 undecodable images are left out" in error
     (skipped,) = json.loads((tmp_path / "out" / "summary.json").read_text())["skipped_images"]
-    assert skipped.endswith("002_03.png")
+    assert skipped == "c/2.png"
 
 
 def test_embedding_treats_a_file_as_training_treated_it(
@@ -170,8 +180,9 @@ def test_embedding_treats_a_file_as_training_treated_it(
 ) -> None:
     """Omniglot is trained with strokes as 1; a drawing from the archive must embed as the same drawing in training."""
     omniglot(tmp_path / "omniglot")
+    data = ["data.dataset=omniglot", "data.root=omniglot", "data.subset=true"]
     plain = ["evaluation.protocol=none", "tracking.enabled=false", "train.epochs=1", "data.image_size=28"]
-    assert run("train", *settings("data.dataset=omniglot", "data.root=omniglot", *plain), "--run-dir", "out")[0] == 0
+    assert run("train", *settings(*data, *plain), "--run-dir", "out")[0] == 0
     Image.new("1", (105, 105), 1).save(tmp_path / "drawing.png")  # what the fixture's archives are full of
 
     assert run("embed", "out", "drawing.png", "-o", "drawing.parquet")[0] == 0

@@ -110,7 +110,7 @@ def test_every_query_needs_a_gallery_image_of_its_class() -> None:
     train, test = labelled(a=2, b=2), labelled(c=2, d=2)
     ZeroShotData(train, with_roles(test, True, False, False, True), resize=8)
     message = data_error(train, with_roles(test, True, True, False, True))
-    assert "every query needs a gallery image of its class; 1 class of the queries without one, e.g. 'c'" in message
+    assert "every query needs a gallery image of its class; 1 class of queries without one, e.g. 'c'" in message
 
 
 def test_a_gallery_may_have_classes_without_a_query() -> None:

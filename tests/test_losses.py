@@ -54,13 +54,14 @@ def test_an_unknown_loss_names_the_known_ones(refuse: Callable[[LossConfig], obj
 def test_options_that_a_loss_does_not_take_are_refused_by_name_with_those_it_takes(name: str) -> None:
     check_loss(LossConfig(name=name))
     foreign = [option for option in LossConfig.model_fields if option not in {"name", *LOSSES[name].options}]
-    config = LossConfig.model_validate({"name": name, **dict.fromkeys(foreign, 1)})
+    given = {option: 0.5 if option != "centers_per_class" else 2 for option in foreign}  # in every option's range
+    config = LossConfig.model_validate({"name": name, **given})
     for refuse in (check_loss, lambda config: make_loss(config, num_classes=2, embedding_dim=2, generator=None)):
         with pytest.raises(ConfigError) as raised:
             refuse(config)
         message = str(raised.value)
         assert message.startswith(f"the loss '{name}' takes the options {', '.join(LOSSES[name].options)}; got ")
-        assert all(f"loss.{option} = 1" in message for option in foreign)
+        assert all(f"loss.{option} = {value}" in message for option, value in given.items())
         assert "\n" not in message
 
 

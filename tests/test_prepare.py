@@ -361,14 +361,16 @@ def wait_for(condition: Callable[[], bool], process: subprocess.Popen[str]) -> N
         time.sleep(0.005)
 
 
-def test_after_sigkill_the_finished_parts_stay_and_the_rest_is_made(tmp_path: Path) -> None:
+@pytest.mark.parametrize("stop", [signal.SIGKILL, signal.SIGINT])
+def test_after_a_stop_the_finished_parts_stay_and_the_rest_is_made(tmp_path: Path, stop: signal.Signals) -> None:
     path = tmp_path / "shards"
     process = start(SLOW, str(path))
     wait_for(lambda: bool(list(path.glob("part-00001.parquet.*.tmp"))), process)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
-    assert names(path)[:2] == [".lock", "part-00000.parquet"]
-    assert MANIFEST not in names(path)
+    process.send_signal(stop)
+    process.communicate(timeout=60)
+    temporary = [name for name in names(path) if name.endswith(".tmp")]
+    assert len(temporary) == (stop == signal.SIGKILL)
+    assert [name for name in names(path) if name not in temporary] == [".lock", "part-00000.parquet"]
     os.utime(path / "part-00000.parquet", (1, 1))
 
     files = few_files(200)
@@ -401,7 +403,7 @@ from small_sources import encoded, few_files, source_of
 import numpy as np
 from PIL import Image
 noise = encoded(Image.fromarray(np.random.default_rng(0).integers(0, 256, (200, 200, 3), dtype=np.uint8)))
-for per_class in (16, 400):
+for per_class in (128, 400):
     files = dict.fromkeys(few_files(per_class), noise)
     with tempfile.TemporaryDirectory() as folder:
         prepare(source_of(files), Folder.at(folder), threads=2)
@@ -413,7 +415,7 @@ def test_memory_does_not_grow_with_the_dataset() -> None:
     printed, error = start(PEAK).communicate(timeout=120)
     assert not error
     few, many, *_ = (tuple(map(int, line.split())) for line in printed.splitlines())
-    assert many[0] - few[0] > 180e6  # bytes of image files
+    assert many[0] - few[0] > 120e6  # bytes of image files
     assert many[1] - few[1] < 30e6  # of memory, at the highest
 
 

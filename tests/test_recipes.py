@@ -46,7 +46,11 @@ def test_a_recipe_has_the_official_settings_that_all_datasets_share(name: str) -
     data = config.data
     assert (data.sampler, data.batch_size, data.augmentation) == ("shuffle", 180, "crop_flip")
     assert (data.image_size, data.resize) == (224, 256)
-    assert (config.model.backbone, config.model.embedding_dim, config.model.weights) == ("bn_inception", 512, "imagenet")
+    assert (config.model.backbone, config.model.embedding_dim, config.model.weights) == (
+        "bn_inception",
+        512,
+        "imagenet",
+    )
     assert (config.loss.name, config.loss.alpha, config.loss.margin) == ("proxy_anchor", None, None)
     optimiser = config.optimiser
     assert (optimiser.schedule, optimiser.weight_decay, optimiser.clip_value) == ("step", 1e-4, 10)

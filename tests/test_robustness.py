@@ -327,7 +327,12 @@ def recorded(writer: HistoryWriter, iterations: range) -> None:
     for iteration in iterations:
         gathered = [replace(e, iteration=iteration, gradient_norm=None) for e in two_iterations()[0]]
         gathered[0] = replace(
-            gathered[0], clean_loss=float(iteration), coordinator_wait=0.25, exchange_wait=0.5, data_wait=0.125, iteration_time=2
+            gathered[0],
+            clean_loss=float(iteration),
+            coordinator_wait=0.25,
+            exchange_wait=0.5,
+            data_wait=0.125,
+            iteration_time=2,
         )
         state = merge(state, gathered, policy=policy())
         writer.add(rows(state, epoch=iteration // 2, learning_rate=0.5))

@@ -184,8 +184,11 @@ class _BatchMaker:
         stored = [different[index] for index in indices.tolist()]
         if stored[0].is_cuda:
             return crop_and_flip_batch(stored, crops, self._size), indices
-        cropped = [crop_and_flip(image, crop, self._size) for image, crop in zip(stored, crops, strict=True)]
-        return torch.stack(cropped), indices
+        # Filled, for stack would take on the memory format of decoded images.
+        cropped = torch.empty(len(stored), len(stored[0]), self._size, self._size, dtype=torch.uint8)
+        for room, image, crop in zip(cropped, stored, crops, strict=True):
+            room.copy_(crop_and_flip(image, crop, self._size))
+        return cropped, indices
 
     def close(self) -> None:
         pass
