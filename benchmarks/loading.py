@@ -127,8 +127,8 @@ def waits(root: Path, train: ImageSet, arguments: argparse.Namespace) -> None:
     """The second table."""
     ways = {
         "auto": ["data.cache=auto"],
-        f"none, {arguments.workers} processes": ["data.cache=none", f"data.workers={arguments.workers}"],
-        "none, in the member's process": ["data.cache=none", "data.workers=0"],
+        f"none, workers {arguments.workers}": ["data.cache=none", f"data.workers={arguments.workers}"],
+        "none, workers 0": ["data.cache=none", "data.workers=0"],
     }
     per_epoch = -(-len(train) // arguments.batch)
     epochs = -(-(arguments.steps + 3) // per_epoch)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-from pathlib import Path
 from typing import Protocol
 
 import numpy as np
@@ -11,6 +9,7 @@ import numpy.typing as npt
 import torch
 
 from eat_dist.data.images import ImageSet
+from eat_dist.data.memory import available_memory
 from eat_dist.data.parallel import in_order, workers
 
 Indices = npt.NDArray[np.int64]
@@ -98,24 +97,8 @@ def decoded_bytes(images: ImageSet, kept: Indices, *, as_stored: bool) -> int:
 
 
 def free_memory(device: torch.device) -> int:
-    """Bytes: of a GPU, or what a process can still take of this machine's, or this container's, memory."""
-    if device.type == "cuda":
-        return torch.cuda.mem_get_info(device)[0]
-    try:
-        meminfo = dict(line.split(":") for line in Path("/proc/meminfo").read_text().splitlines())
-    except OSError:  # not Linux: what the machine has
-        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    free = int(meminfo["MemAvailable"].split()[0]) * 1024
-    group = Path("/sys/fs/cgroup")  # version 2; has a limit within containers only
-    try:
-        limit, used = ((group / name).read_text().strip() for name in ("memory.max", "memory.current"))
-        stat = dict(line.split() for line in (group / "memory.stat").read_text().splitlines())
-    except OSError:
-        return free
-    if limit == "max":
-        return free
-    files = int(stat["active_file"]) + int(stat["inactive_file"])  # page cache, which is given up on demand
-    return min(free, int(limit) - int(used) + files)
+    """Bytes: of a GPU, or what this process can still take of the machine's or the container's memory."""
+    return torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else available_memory()
 
 
 def readable(size: int) -> str:
