@@ -100,7 +100,7 @@ class Member:
         run_folder: Where checkpoints, history and final weights go.
         device: Where it computes.
         cpus: CPUs it has to itself, for decoding images.
-        members_here: Members that share this machine's memory.
+        members_here: Members that share the device's memory: one GPU's, or on CPUs the machine's.
         mlflow_run_id: Kept in checkpoints.
         on_iteration: Called with the merged statistics after every iteration (by every member).
     """

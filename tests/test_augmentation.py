@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -41,19 +42,20 @@ def test_areas_ratios_and_places_are_distributed_as_torchvisions(size: tuple[int
     with torch.random.fork_rng():
         torch.manual_seed(1)
         drawn = [transform.make_params([torch.empty(3, *size)]) for _ in range(draws)]
-    box = (torch.tensor([params[name] for params in drawn]) for name in ("top", "left", "height", "width"))
-    theirs = Crops(*box, torch.zeros(draws, dtype=torch.bool))
+    top, left, height, width = (torch.tensor([p[name] for p in drawn]) for name in ("top", "left", "height", "width"))
+    theirs = Crops(top, left, height, width, flipped=torch.zeros(draws, dtype=torch.bool))
     critical = 1.95 * math.sqrt(2 / draws)  # of two such samples, one pair in a thousand is farther apart
 
     def noise(name: str) -> torch.Tensor:  # breaks the ties of small integers, equally for both
         return torch.rand(draws, generator=generator(2, name)) * 1e-6
 
-    for name, statistic in {
+    statistics: dict[str, Callable[[Crops], torch.Tensor]] = {
         "area": lambda crops: crops.height * crops.width / (size[0] * size[1]),
         "log ratio": lambda crops: (crops.width / crops.height).log(),
         "top": lambda crops: crops.top / size[0],
         "left": lambda crops: crops.left / size[1],
-    }.items():
+    }
+    for name, statistic in statistics.items():
         distance = kolmogorov_smirnov(statistic(ours) + noise(name), statistic(theirs) + noise(name))
         assert distance < critical, (name, distance)
 

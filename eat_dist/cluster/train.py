@@ -68,6 +68,7 @@ def train_on_ray(
             "run_folder": str(run_folder),
             "coordinator": name,
             "threads": placement.threads,
+            "members_a_gpu": max(1, round(1 / placement.gpus)) if placement.gpus else 0,
             "mlflow_run_id": mlflow_run_id,
         },
         torch_config=TorchConfig(backend=placement.backend, timeout_s=math.ceil(config.cluster.gather_timeout)),
@@ -136,7 +137,7 @@ def _train_member(loop: dict[str, Any]) -> None:
             device=get_device() if on_gpu else torch.device("cpu"),
             # A GPU's worker reserves no CPUs, but the node's are there for decoding.
             cpus=max(1, (os.cpu_count() or 1) // here) if on_gpu else loop["threads"],
-            members_here=here,
+            members_here=loop["members_a_gpu"] if on_gpu else here,
             mlflow_run_id=loop["mlflow_run_id"],
         ).run()
         ray.get(coordinator.finish.remote(exchange.rank, result))

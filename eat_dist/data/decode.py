@@ -51,10 +51,10 @@ def decode_image(content: bytes, *, name: str, channels: Literal[1, 3]) -> Image
 
 
 def to_tensor(image: Image.Image) -> torch.Tensor:
-    """Turn an L or RGB image into [C, H, W] uint8."""
+    """Turn an L or RGB image into [C, H, W] uint8; the channels of a pixel stay side by side in memory."""
     assert image.mode in {"L", "RGB"}, image.mode
     pixels = np.array(image)  # a copy, which torch may own; asarray's is read-only
-    return torch.from_numpy(pixels[None] if pixels.ndim == 2 else np.ascontiguousarray(pixels.transpose(2, 0, 1)))
+    return torch.from_numpy(pixels[None] if pixels.ndim == 2 else pixels.transpose(2, 0, 1))
 
 
 def _to_8_bits(image: Image.Image) -> Image.Image:
