@@ -47,7 +47,10 @@ def with_comment(jpeg: bytes, text: bytes) -> bytes:
 def make_cub(root: Path) -> int:
     """Write the layout; return the bytes of all images."""
     jpegs = [photograph(seed) for seed in range(DIFFERENT)]
-    paths, labels, names, size = [], [], [], 0
+    paths: list[str] = []
+    labels: list[str] = []
+    names: list[str] = []
+    size = 0
     for label, count in enumerate(PER_CLASS, start=1):
         name = f"{label:03d}.Species_{label}"
         names.append(f"{label} {name}\n")
