@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import SHARED_DATA
 from safetensors.torch import load_file
 
+from conftest import SHARED_DATA
 from eat_dist.config import RunConfig, load_config
 from eat_dist.data.load import load_dataset
 from eat_dist.data.splits import make_splits

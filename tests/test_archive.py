@@ -11,9 +11,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from dataset_layouts import write_zip
 from pyarrow import fs
 
+from dataset_layouts import write_zip
 from eat_dist.data import archive as archive_module
 from eat_dist.data.archive import Archive
 from eat_dist.errors import DataError

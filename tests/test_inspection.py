@@ -11,13 +11,13 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 from PIL import Image
-from small_sources import encoded, few_files, flip_byte, picture, source_of, write_files
 
 from eat_dist import cli
 from eat_dist.data.contact_sheet import contact_sheet
 from eat_dist.data.inspection import Inspection, inspect_shards, inspect_source
 from eat_dist.data.prepare import prepare
 from eat_dist.storage import Folder
+from small_sources import encoded, few_files, flip_byte, picture, source_of, write_files
 
 
 def section(inspection: Inspection, name: str) -> str:

@@ -12,7 +12,6 @@ import pytest
 import torch
 from PIL import Image
 from sklearn.datasets import load_digits
-from small_sources import encoded, few_files, one_line, picture, write_files
 
 from eat_dist.config import DataConfig
 from eat_dist.data.datasets import DATASETS
@@ -23,6 +22,7 @@ from eat_dist.data.prepare import prepare
 from eat_dist.data.shards import ShardImages
 from eat_dist.errors import ConfigError, DataError, StorageError
 from eat_dist.storage import Folder
+from small_sources import encoded, few_files, one_line, picture, write_files
 
 
 @pytest.fixture

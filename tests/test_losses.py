@@ -6,10 +6,10 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from conftest import REPOSITORY
 from torch import nn
 from torch.nn import functional
 
+from conftest import REPOSITORY
 from eat_dist.config import LossConfig
 from eat_dist.errors import ConfigError
 from eat_dist.losses import LOSSES, check_loss, is_pair_loss, make_loss, supports_weights

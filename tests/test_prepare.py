@@ -21,7 +21,6 @@ import pytest
 import torch
 from PIL import Image
 from pyarrow import fs
-from small_sources import encoded, few_files, flip_byte, one_line, picture, source_of, unreadable
 from torchvision.transforms.v2 import functional
 
 from eat_dist.data.decode import to_tensor
@@ -29,6 +28,7 @@ from eat_dist.data.prepare import PART_IMAGES, prepare
 from eat_dist.data.shard_format import MANIFEST, Manifest, read_manifest
 from eat_dist.errors import DataError, StorageError
 from eat_dist.storage import Folder
+from small_sources import encoded, few_files, flip_byte, one_line, picture, source_of, unreadable
 
 TESTS = Path(__file__).resolve().parent
 

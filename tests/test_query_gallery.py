@@ -12,10 +12,10 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from dataset_layouts import write_inshop
 from torch import nn
 from torch.nn import functional
 
+from dataset_layouts import write_inshop
 from eat_dist.attacks import Ball
 from eat_dist.batch import Batch
 from eat_dist.config import DataConfig, EvaluationConfig

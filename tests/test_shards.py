@@ -17,7 +17,6 @@ import pytest
 import torch
 from PIL import Image
 from pyarrow import fs
-from small_sources import encoded, few_files, flip_byte, one_line, picture, source_of
 from torch.utils.data import DataLoader, Dataset
 
 from eat_dist.config import DataConfig
@@ -30,6 +29,7 @@ from eat_dist.data.shards import ShardImages, open_shards
 from eat_dist.data.transforms import InferenceForm
 from eat_dist.errors import ConfigError, DataError
 from eat_dist.storage import Folder
+from small_sources import encoded, few_files, flip_byte, one_line, picture, source_of
 
 
 def config(**settings: Any) -> DataConfig:

@@ -37,7 +37,8 @@ class Source:
     Attributes:
         dataset: Name in DATASETS.
         items: All images. The order is the dataset's own and the same at every listing.
-        read: The bytes of the image file of that name; called from several threads at once. Raises DataError.
+        read: The bytes of the image file of that name; called from several threads at once. Raises DataError
+            where they are damaged, StorageError where they cannot be had.
         stamp: Differs whenever the listing or a file differs (by size and time, not by content).
         channels: 1 for grey, 3 for RGB.
         image_size: Side of the square that a model sees by default, pixels.

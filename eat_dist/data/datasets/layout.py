@@ -22,7 +22,7 @@ class Files:
 
     Attributes:
         stamps: Path below the dataset's root → size and time.
-        read: Path → bytes. Raises DataError.
+        read: Path → bytes. Raises DataError where they are damaged.
     """
 
     stamps: Mapping[str, FileStamp]
@@ -30,15 +30,11 @@ class Files:
 
     @classmethod
     def of_folder(cls, folder: Folder) -> Files:
-        """All files at any depth in ``folder``."""
+        """All files at any depth in ``folder``.
 
-        def read(name: str) -> bytes:
-            try:
-                return folder.read(name)
-            except StorageError as error:
-                raise DataError(str(error)) from error
-
-        return cls(folder.files(), read)
+        A file that cannot be read (no permission, no network) raises StorageError: it is not a bad image to be skipped.
+        """
+        return cls(folder.files(), folder.read)
 
     def under(self, prefix: str) -> Files:
         """The same files with ``prefix/`` before their paths."""
