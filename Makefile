@@ -27,6 +27,7 @@ format: $(HERE)
 
 bench: $(HERE)
 	$(BIN)/python benchmarks/speed.py $(ARGS)
+	$(BIN)/python benchmarks/loading.py --size 96 --repeats 3
 
 # The stamp is written last, so an installation that was interrupted is done again.
 $(DEPS): requirements.lock
