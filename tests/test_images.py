@@ -114,7 +114,9 @@ def test_every_query_needs_a_gallery_image_of_its_class() -> None:
 
 
 def test_a_gallery_may_have_classes_without_a_query() -> None:
-    ZeroShotData(labelled(a=2, b=2), with_roles(labelled(c=2, d=2), True, False, False, False), resize=8)
+    test = with_roles(labelled(c=2, d=2), True, False, False, False)
+
+    assert ZeroShotData(labelled(a=2, b=2), test, resize=8).test is test
 
 
 @pytest.mark.parametrize("everything", [True, False])
