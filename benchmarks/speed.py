@@ -21,7 +21,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import torch
 
-from eat_dist.attacks import ATTACKS
+from eat_dist.attacks import ATTACKS, WhiteBox
 from eat_dist.attacks.objectives import batch_loss
 from eat_dist.config import RunConfig, load_config
 from eat_dist.data.load import load_dataset
@@ -161,7 +161,7 @@ def attack_table(repeats: int) -> None:
     objective = batch_loss(loss, labels)
 
     def ours() -> None:
-        attack(model, images, objective=objective, generator=generator(2))
+        attack(WhiteBox(model, objective), images, generators=generator(2))
 
     def bare() -> None:
         bare_pgd(model, loss, images, labels, config)

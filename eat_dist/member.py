@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from eat_dist.attacks import ATTACKS
+from eat_dist.attacks import training_attack
 from eat_dist.checkpoint import Checkpoints, Found, MemberState, optimiser_state, restore_optimiser
 from eat_dist.config import OptimiserConfig, RunConfig
 from eat_dist.data.images import ImageSet
@@ -152,7 +152,7 @@ class Member:
             rank=rank,
             model=self.model,
             loss=self.loss,  # type: ignore[arg-type]  # a registered loss is a MetricLoss and a Module
-            attack=ATTACKS[config.attack.name](config.attack),
+            attack=training_attack(config.attack),
             exchange=exchange,
             config=config.defense,
             generator=self._generator,

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from eat_dist.attacks import ATTACKS, Ball, GradientAttack, Objective, ascend, frozen
+from eat_dist.attacks import ATTACKS, Ball, GradientAttack, Objective, WhiteBox, ascend, frozen, steepest_ascent
 from eat_dist.attacks.ball import Norm
 from eat_dist.attacks.objectives import (
     batch_loss,
@@ -60,7 +60,7 @@ def small_loss(dtype: torch.dtype = torch.float32) -> nn.Module:
 
 
 def craft(config: AttackConfig, model: nn.Module, objective: Objective, *, seed: int = 0) -> torch.Tensor:
-    return ATTACKS[config.name](config)(model, small_images(), objective=objective, generator=generator(seed))
+    return ATTACKS[config.name](config)(WhiteBox(model, objective), small_images(), generators=generator(seed))
 
 
 def distances(perturbed: torch.Tensor, images: torch.Tensor, norm: str) -> torch.Tensor:
@@ -99,7 +99,7 @@ def test_every_attack_leaves_model_loss_and_input_as_they_were(config: AttackCon
         return [module.training for module in model.modules()], [p.requires_grad for p in model.parameters()]
 
     before, flags_before = everything(), flags()
-    ATTACKS[config.name](config)(model, images, objective=batch_loss(loss, LABELS), generator=generator(0))
+    ATTACKS[config.name](config)(WhiteBox(model, batch_loss(loss, LABELS)), images, generators=generator(0))
     after = everything()
     assert all(torch.equal(after[name], before[name]) for name in before)
     assert flags() == flags_before
@@ -151,7 +151,7 @@ def test_per_image_objectives_do_not_depend_on_how_images_are_batched(norm: Norm
     attack = GradientAttack(Ball(norm, 0.1), num_steps=3, step_size=0.05, random_start=False)
 
     def attacked(rows: torch.Tensor) -> torch.Tensor:
-        return attack(model, images[rows], objective=per_image_objectives(model, rows)[name], generator=generator(0))
+        return attack(WhiteBox(model, per_image_objectives(model, rows)[name]), images[rows], generators=generator(0))
 
     together = attacked(torch.arange(6))
     alone = torch.cat([attacked(torch.tensor([row])) for row in range(6)])
@@ -165,7 +165,7 @@ def test_the_batch_loss_does_depend_on_the_batch() -> None:
     model, images, loss = small_model(torch.float64), small_images(torch.float64), small_loss(torch.float64)
     attack = GradientAttack(Ball("l2", 0.1), num_steps=3, step_size=0.05, random_start=False)
     together, half = (
-        attack(model, images[:count], objective=batch_loss(loss, LABELS[:count]), generator=generator(0))
+        attack(WhiteBox(model, batch_loss(loss, LABELS[:count])), images[:count], generators=generator(0))
         for count in (6, 3)
     )
     assert float((together[:3] - half).abs().max()) > 1e-6
@@ -190,11 +190,11 @@ def test_pgd_takes_two_and_a_half_radii_in_all_unless_told_otherwise() -> None:
 def test_an_attack_in_two_stretches_equals_the_whole(norm: Norm, first: int) -> None:
     """What a relay relies on: its halves are handed from member to member."""
     attack = GradientAttack(Ball(norm, 0.1), num_steps=5, step_size=0.05, random_start=True)
-    model, images, objective = small_model(), small_images(), batch_loss(small_loss(), LABELS)
-    whole = attack(model, images, objective=objective, generator=generator(3))
+    surface, images = WhiteBox(small_model(), batch_loss(small_loss(), LABELS)), small_images()
+    whole = attack(surface, images, generators=generator(3))
     start = attack.start(images, generator(3))
-    begun = attack.advance(model, images, start, objective=objective, num_steps=first).images
-    finished = attack.advance(model, images, begun, objective=objective, num_steps=5 - first).images
+    begun = attack.advance(surface, images, start, num_steps=first).images
+    finished = attack.advance(surface, images, begun, num_steps=5 - first).images
     torch.testing.assert_close(finished, whole, rtol=0, atol=1e-6)
 
 
@@ -202,23 +202,24 @@ def test_first_embeddings_are_those_of_the_start_in_evaluation_mode() -> None:
     attack = GradientAttack(Ball("linf", 0.1), num_steps=2, step_size=0.05, random_start=True)
     model, images, objective = small_model().train(), small_images(), batch_loss(small_loss(), LABELS)
     start = attack.start(images, generator(3))
-    first = attack.advance(model, images, start, objective=objective, num_steps=2).first_embeddings
+    surface = WhiteBox(model, objective)
+    first = attack.advance(surface, images, start, num_steps=2).first_embeddings
     assert first is not None
     assert not first.requires_grad
     with torch.no_grad():
         assert torch.equal(first, model.eval()(start))
-    assert attack.advance(model, images, start, objective=objective, num_steps=0).first_embeddings is None
+    assert attack.advance(surface, images, start, num_steps=0).first_embeddings is None
 
 
 def test_a_start_outside_the_ball_is_projected_even_without_a_step() -> None:
     images = small_images()
+    ball = Ball("linf", 0.1)
     steps = ascend(
-        small_model(),
+        WhiteBox(small_model(), batch_loss(small_loss(), LABELS)),
         images,
         start=images + 5,
-        objective=batch_loss(small_loss(), LABELS),
-        ball=Ball("linf", 0.1),
-        step_size=0.1,
+        step=steepest_ascent(ball, 0.1),
+        ball=ball,
         num_steps=0,
     )
     assert torch.equal(steps.images, (images + 0.1).clamp(max=1))

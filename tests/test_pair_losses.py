@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load_file
 from torch import nn
 
-from eat_dist.attacks import ATTACKS
+from eat_dist.attacks import ATTACKS, WhiteBox
 from eat_dist.attacks.objectives import batch_loss
 from eat_dist.batch import Batch
 from eat_dist.config import AttackConfig, DefenseConfig, LossConfig
@@ -213,7 +213,7 @@ def test_a_step_observes_once_the_clean_images_or_with_beta_one_the_adversarial_
     loss, expected = make("triplet"), make("triplet")
     learner = Learner(0, model, loss, attack, LocalExchange(Board(1, timeout=20), 0, policy=policy), config, generator)
     objective = batch_loss(expected, LABELS)
-    attacked = attack(model, images, objective=objective, generator=generator("attack"))
+    attacked = attack(WhiteBox(model, objective), images, generators=generator("attack"))
     expected.observe(model(images if share < 1 else attacked).detach(), LABELS)
     result = DEFENSES[defense](learner, Batch(images, LABELS, torch.arange(8)), EnsembleStatistics.initial(policy))
     torch.testing.assert_close(loss.centroids, expected.centroids)

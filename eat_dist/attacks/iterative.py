@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
-from torch import nn
 
 from eat_dist.attacks.ball import Ball
+from eat_dist.attacks.surface import Reading, Surface
 
-Objective = Callable[[torch.Tensor], torch.Tensor]
-"""What the attacker maximises: embeddings [B, D] → [B] (one value an image), or a scalar for a batch loss."""
+Step = Callable[[torch.Tensor, Reading], torch.Tensor]
+"""One step of an attack: the current images and the surface there → where to go; the loop projects.
+
+An object that remembers (momentum, step sizes) is made anew for every call of the loop.
+"""
 
 
 @dataclass(frozen=True)
@@ -20,7 +23,7 @@ class Steps:
     """What a stretch of the loop leaves behind.
 
     Attributes:
-        images: [B, C, H, W] the last iterate, inside the ball and the pixel range, detached.
+        images: [B, C, H, W] the last or best iterate, inside the ball and the pixel range, detached.
         first_embeddings: [B, D] embeddings of the start, detached, from the first step's own forward pass (what a
             relay measures about a batch it received, without a pass of its own); None where no step was taken.
     """
@@ -29,62 +32,81 @@ class Steps:
     first_embeddings: torch.Tensor | None
 
 
-@contextmanager
-def frozen(model: nn.Module) -> Iterator[None]:
-    """Evaluation mode and no parameter gradients inside; every module's mode and every flag restored after.
-
-    Evaluation mode keeps BatchNorm's running statistics untouched and makes an image's gradient independent of the
-    rest of its batch; without parameter gradients the backward pass computes the input's alone.
-    """
-    modes = [(module, module.training) for module in model.modules()]
-    trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    model.eval()
-    for parameter in trainable:
-        parameter.requires_grad_(False)
-    try:
-        yield
-    finally:
-        for module, mode in modes:
-            module.training = mode
-        for parameter in trainable:
-            parameter.requires_grad_(True)
+def steepest_ascent(ball: Ball, step_size: float) -> Step:
+    """x + step_size · steepest(∇ objective): the step of FGSM and PGD (Madry et al. 2017, equation (2))."""
+    return lambda current, reading: current + step_size * ball.steepest(reading.gradient)
 
 
 def ascend(
-    model: nn.Module,
+    surface: Surface,
     images: torch.Tensor,
     *,
     start: torch.Tensor,
-    objective: Objective,
+    step: Step,
     ball: Ball,
-    step_size: float,
     num_steps: int,
+    keep: Literal["last", "best"] = "last",
 ) -> Steps:
-    """Projected steepest ascent: x ← project(x + step_size · steepest(∇ objective)), ``num_steps`` times.
+    """Projected ascent: x ← project(step(x, surface at x)), ``num_steps`` times.
 
-    Madry et al. 2017, equation (2), with an objective on embeddings in place of the classification loss. The model is
-    frozen for the duration; neither it nor ``images`` nor ``start`` is changed.
+    The models behind the surface are frozen for the duration; neither they nor ``images`` nor ``start`` are changed.
 
     Args:
-        model: Maps images in [0, 1] to embeddings [B, D].
+        surface: What is climbed.
         images: [B, C, H, W] in [0, 1], the centres of the balls.
         start: [B, C, H, W], the first iterate; projected before use.
-        objective: Maximised; summed over the batch, so images do not see each other unless it makes them.
+        step: Where to go from an iterate.
         ball: Norm and radius.
-        step_size: Length of a step in the ball's norm, pixel units.
-        num_steps: Gradient steps; 0 returns the projected start.
+        num_steps: Steps, each one forward-backward pass; 0 returns the projected start.
+        keep: ``best``: of all iterates, start and end included, each image's with the largest value (the surface
+            must give one an image); costs one more forward pass.
     """
     images = images.detach()
     current = ball.project(start.detach(), images)
-    first_embeddings: torch.Tensor | None = None
     if num_steps == 0:
         return Steps(current, None)
-    with frozen(model), torch.enable_grad():
-        for _ in range(num_steps):
-            current.requires_grad_(True)
-            embeddings = model(current)
-            if first_embeddings is None:
-                first_embeddings = embeddings.detach()
-            (gradient,) = torch.autograd.grad(objective(embeddings).sum(), current)
-            current = ball.project(current.detach() + step_size * ball.steepest(gradient), images)
+    first_embeddings: torch.Tensor | None = None
+    best = Best()
+    with surface.held():
+        for index in range(num_steps):
+            reading = surface.read(current)
+            if index == 0:
+                first_embeddings = reading.embeddings
+            if keep == "best":
+                best.see(current, reading.values)
+            current = ball.project(step(current, reading), images)
+        if keep == "best":
+            best.see(current, surface.values(current))
+            current = best.images
     return Steps(current, first_embeddings)
+
+
+class Best:
+    """The best point seen so far, image by image; the earlier of two equal ones.
+
+    Attributes:
+        images: [B, C, H, W].
+        values: [B].
+    """
+
+    images: torch.Tensor
+    values: torch.Tensor
+
+    def __init__(self) -> None:
+        self._seen = False
+
+    def see(self, images: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
+        """Take the images that are better than all before, and those of the first call.
+
+        Returns:
+            [B] bool, which were taken.
+        """
+        assert values.ndim == 1, f"one value an image is needed to keep the best; got shape {tuple(values.shape)}"
+        if not self._seen:
+            self._seen = True
+            self.images, self.values = images.clone(), values.clone()
+            return torch.ones_like(values, dtype=torch.bool)
+        better = values > self.values
+        self.images = torch.where(better.view(-1, 1, 1, 1), images, self.images)
+        self.values = torch.where(better, values, self.values)
+        return better

@@ -11,7 +11,7 @@ from collections.abc import Callable
 import torch
 from torch.nn import functional
 
-from eat_dist.attacks.iterative import Objective
+from eat_dist.attacks.surface import Objective
 
 
 def batch_loss(loss: Callable[[torch.Tensor, torch.Tensor], torch.Tensor], labels: torch.Tensor) -> Objective:
@@ -58,6 +58,58 @@ def random_wrong_centroid(centroids: torch.Tensor, targets: torch.Tensor) -> Obj
     """
     aims = centroids.detach()[targets]
     return lambda embeddings: (functional.normalize(embeddings, dim=1) * aims).sum(dim=1)
+
+
+def nearest_negative(
+    gallery: torch.Tensor, gallery_labels: torch.Tensor, *, labels: torch.Tensor, own: torch.Tensor
+) -> Objective:
+    """cos to the nearest negative minus cos to the nearest positive: R@1 is lost where it is positive (or zero).
+
+    An image without a positive in the gallery is only drawn to its nearest negative.
+
+    Args:
+        gallery: [G, D] clean embeddings of any length, on the images' device.
+        gallery_labels: [G] int64.
+        labels: [B] int64, the attacked images' classes.
+        own: [B, G] bool, gallery samples that are neither (the image's own clean copy).
+    """
+    directions = functional.normalize(gallery.detach(), dim=1)
+    same = gallery_labels == labels[:, None]
+    negatives, positives = ~same & ~own, same & ~own
+    alone = ~positives.any(dim=1)
+
+    def objective(embeddings: torch.Tensor) -> torch.Tensor:
+        similarities = functional.normalize(embeddings, dim=1) @ directions.T
+        negative = similarities.masked_fill(~negatives, float("-inf")).amax(dim=1)
+        positive = similarities.masked_fill(~positives, float("-inf")).amax(dim=1)
+        return negative - positive.masked_fill(alone, 0.0)
+
+    return objective
+
+
+def proxy_anchor(
+    centroids: torch.Tensor, labels: torch.Tensor, *, alpha: float = 32.0, margin: float = 0.1
+) -> Objective:
+    """Proxy Anchor (Kim et al. 2020, equation (4)) of each image as a batch of one, class centroids as proxies.
+
+    log(1 + e^(−α(s_y − δ))) + 1/C · Σ_{c≠y} log(1 + e^(α(s_c + δ))) with s the cosines. In a batch of several the
+    loss couples the images through its log-sum-exp; of each by itself it does not depend on the batch.
+
+    Args:
+        centroids: [C, D], of length 1.
+        labels: [B] int64.
+        alpha: α, the loss's default.
+        margin: δ, the loss's default.
+    """
+    centroids = centroids.detach()
+
+    def objective(embeddings: torch.Tensor) -> torch.Tensor:
+        similarities = functional.normalize(embeddings, dim=1) @ centroids.T
+        own = similarities.gather(1, labels[:, None]).squeeze(1)
+        others = functional.softplus(alpha * (similarities + margin)).scatter(1, labels[:, None], 0.0)
+        return functional.softplus(-alpha * (own - margin)) + others.sum(dim=1) / len(centroids)
+
+    return objective
 
 
 def class_centroids(embeddings: torch.Tensor, labels: torch.Tensor, num_classes: int) -> torch.Tensor:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from eat_dist.attacks.ball import Ball
-from eat_dist.attacks.table import ATTACKS, GradientAttack
+from eat_dist.attacks.table import ATTACKS, GradientAttack, check_norm
 from eat_dist.config import AttackConfig, effective_step_size
 
 
 @ATTACKS.register("pgd")
 def pgd(config: AttackConfig) -> GradientAttack:
     """``num_steps`` steps of 2.5·ε/K each (unless given) from a random point of the ball; the last iterate is kept."""
+    check_norm(config, "linf", "l2")
     return GradientAttack(
         Ball(config.norm, config.epsilon),
         num_steps=config.num_steps,

@@ -118,14 +118,18 @@ class AttackConfig(_Section):
     """The attack that training defends against; evaluation takes its norm and ε unless told otherwise."""
 
     name: str = Field("pgd", description="Name in ATTACKS.")
-    norm: Literal["linf", "l2"] = "linf"
-    epsilon: Number = Field(0.2, ge=0, description="Radius of the ball in pixel units, images in [0, 1].")
+    norm: Literal["linf", "l2", "l0"] = "linf"
+    epsilon: Number = Field(0.2, ge=0, description="Radius in pixel units, images in [0, 1]; l0: share of the pixels.")
     num_steps: int = Field(5, ge=1, description="Gradient steps, K.")
     step_size: Number | None = Field(None, gt=0, description="Default 2.5·ε/K (Madry et al. 2017).")
     random_start: bool = Field(True, description="Start at a uniform point of the ball.")
 
     @model_validator(mode="after")
     def _epsilon_in_reach(self) -> AttackConfig:
+        if self.norm == "l0" and self.epsilon > 1:
+            raise ValueError(
+                f"epsilon in l0 is the share of pixels that may change, at most 1; got {self.epsilon:g}"
+            )
         if self.norm == "linf" and self.epsilon > 1:
             raise ValueError(
                 f"epsilon is in units of images in [0, 1], so at most 1 in L∞; got {self.epsilon:g}. "

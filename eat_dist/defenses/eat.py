@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
+from eat_dist.attacks import WhiteBox
 from eat_dist.attacks.objectives import batch_loss
 from eat_dist.batch import Batch
 from eat_dist.defenses.adversarial import OwnLoss, own_loss
@@ -101,19 +102,13 @@ def _relayed_step(learner: Learner, batch: Batch, ensemble: EnsembleStatistics) 
     attack, num_steps = learner.attack, learner.attack.num_steps
     first_steps = learner.config.relay_steps or num_steps // 2
     start = attack.start(batch.images, learner.generator("attack"))
-    objective = batch_loss(learner.loss, batch.labels)
-    begun = attack.advance(learner.model, batch.images, start, objective=objective, num_steps=first_steps).images
+    surface = WhiteBox(learner.model, batch_loss(learner.loss, batch.labels))
+    begun = attack.advance(surface, batch.images, start, num_steps=first_steps).images
     message = {"clean": batch.images, "begun": begun, "labels": batch.labels}
     ((sender, received),) = _await_batches(learner.exchange.send(ensemble.plan, message), waits)
     labels = received["labels"]
-    objective = batch_loss(learner.loss, labels)
-    finished = attack.advance(
-        learner.model,
-        received["clean"],
-        received["begun"],
-        objective=objective,
-        num_steps=num_steps - first_steps,
-    )
+    surface = WhiteBox(learner.model, batch_loss(learner.loss, labels))
+    finished = attack.advance(surface, received["clean"], received["begun"], num_steps=num_steps - first_steps)
     own: OwnLoss = own_loss(learner, batch, finished.images, labels, paired=False)
     assert finished.first_embeddings is not None
     with torch.no_grad():
@@ -128,12 +123,8 @@ def _relayed_step(learner: Learner, batch: Batch, ensemble: EnsembleStatistics) 
 
 
 def _own_attack(learner: Learner, batch: Batch) -> torch.Tensor:
-    return learner.attack(
-        learner.model,
-        batch.images,
-        objective=batch_loss(learner.loss, batch.labels),
-        generator=learner.generator("attack"),
-    )
+    surface = WhiteBox(learner.model, batch_loss(learner.loss, batch.labels))
+    return learner.attack(surface, batch.images, generators=learner.generator("attack"))
 
 
 def _joint_attack(learner: Learner, batch: Batch) -> torch.Tensor:
@@ -145,9 +136,8 @@ def _joint_attack(learner: Learner, batch: Batch) -> torch.Tensor:
             parts = embeddings.chunk(len(losses), dim=1)
             return torch.stack([loss(part, batch.labels) for loss, part in zip(losses, parts, strict=True)]).mean()
 
-        return learner.attack(
-            _SideBySide(models), batch.images, objective=objective, generator=learner.generator("attack")
-        )
+        surface = WhiteBox(_SideBySide(models), objective)
+        return learner.attack(surface, batch.images, generators=learner.generator("attack"))
 
 
 class _SideBySide(nn.Module):

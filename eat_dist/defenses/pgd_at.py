@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from eat_dist.attacks import WhiteBox
 from eat_dist.attacks.objectives import batch_loss
 from eat_dist.batch import Batch
 from eat_dist.defenses.adversarial import own_loss
@@ -15,10 +16,8 @@ def pgd_at(learner: Learner, batch: Batch, ensemble: EnsembleStatistics) -> Step
 
     Deviation from Madry et al.: β = 1 there; the default here trains on both halves.
     """
-    objective = batch_loss(learner.loss, batch.labels)
-    adversarial = learner.attack(
-        learner.model, batch.images, objective=objective, generator=learner.generator("attack")
-    )
+    surface = WhiteBox(learner.model, batch_loss(learner.loss, batch.labels))
+    adversarial = learner.attack(surface, batch.images, generators=learner.generator("attack"))
     own = own_loss(learner, batch, adversarial, batch.labels)
     pending = learner.exchange.submit(statistics_of(learner, batch, ensemble, own.measured, []), ensemble)
     own.total.backward()  # type: ignore[no-untyped-call]

@@ -21,10 +21,11 @@ from eat_dist.attacks import Ball
 from eat_dist.attacks.ball import Norm
 from eat_dist.config import EvaluationConfig
 from eat_dist.data.images import ImageSet
-from eat_dist.evaluation.attacks import References, attack_batches
+from eat_dist.evaluation.attacks import attack_batches
 from eat_dist.evaluation.embed import embed_batch, embed_images
 from eat_dist.evaluation.figures import Retrieval, clustering_figures, share
 from eat_dist.evaluation.parts import resumed
+from eat_dist.evaluation.references import References
 from eat_dist.models.ensemble import EmbeddingEnsemble, weights_digest
 from eat_dist.storage import Folder
 

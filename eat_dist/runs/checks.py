@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from eat_dist.attacks import ATTACKS
+from eat_dist.attacks import ATTACKS, training_attack
 from eat_dist.config import RunConfig
 from eat_dist.console import Console
 from eat_dist.data.datasets import DATASETS
@@ -43,6 +43,7 @@ def check_names(config: RunConfig) -> None:
             faults.append(str(error))
     if not faults:
         check_loss(config.loss)
+        training_attack(config.attack)
         by_class = config.defense.name == "eat" and TRANSFER_RULES[config.defense.transfer_rule].by_class
         if by_class and not supports_weights(config.loss.name):
             faults.append(
