@@ -5,6 +5,7 @@ from __future__ import annotations
 import atexit
 import logging
 import os
+import shlex
 import sys
 import warnings
 from pathlib import Path
@@ -16,6 +17,7 @@ from eat_dist.cli_data import app as data_app
 from eat_dist.errors import EatError
 
 if TYPE_CHECKING:
+    from eat_dist.console import Console
     from eat_dist.runs import Finished
 
 # Modules that take seconds to import are imported by the command that needs them, so that --help is quick.
@@ -63,18 +65,83 @@ def train(
 
 
 @app.command()
-def evaluate(
-    run_dir: Annotated[str, typer.Argument(help="A finished run's folder.")],
-    protocol: Annotated[str, typer.Option(help="quick: PGD with three objectives.")] = "quick",
+def evaluate(  # noqa: PLR0917  (typer takes options as arguments)
+    target: Annotated[
+        str, typer.Argument(help="A run's folder, an MLflow model URI, a .safetensors file, or module:function.")
+    ],
+    protocol: Annotated[str, typer.Option(help="quick, standard or full.")] = "quick",
+    config: Annotated[
+        Path | None, typer.Option(help="YAML with data, model, attack and evaluation; not for a run.")
+    ] = None,
+    assignments: Annotated[
+        list[str] | None, typer.Option("--set", help="section.key=value, over the config; repeatable.")
+    ] = None,
+    epsilon: Annotated[str | None, typer.Option(help="Radius of the main attacks, e.g. 8/255.")] = None,
+    epsilons: Annotated[str | None, typer.Option(help="Radii of the curves, e.g. 0,2/255,4/255,8/255.")] = None,
+    attacked_fraction: Annotated[str | None, typer.Option(help="Attacked shares of the set, e.g. 0.1,0.5,1.0.")] = None,
+    eot_draws: Annotated[int | None, typer.Option(help="Passes averaged a step, for randomised models.")] = None,
+    normalise: Annotated[
+        bool, typer.Option("--normalise", help="Scale the embeddings of module:function to length 1.")
+    ] = False,
+    transfer_from: Annotated[str | None, typer.Option(help="Another target, to craft transfer attacks on.")] = None,
+    workers: Annotated[int, typer.Option(help="Ray workers that share the images.")] = 1,
+    output: Annotated[
+        str | None, typer.Option("--output", "-o", help="Folder for a model that is no run; default evaluations/NAME.")
+    ] = None,
 ) -> None:
-    """Measure a trained run again; attacks that are already done are not repeated."""
+    """Measure a model, clean and under attack; attacks that are already done are not repeated."""
     from eat_dist.console import Console
-    from eat_dist.errors import ConfigError
-    from eat_dist.runs import evaluate_again
+    from eat_dist.evaluation.model_check import parse_numbers
+    from eat_dist.runs import evaluate_target
 
-    if protocol != "quick":
-        raise ConfigError(f"no protocol is called '{protocol}'; known: quick")
-    _report(evaluate_again(run_dir, protocol="quick", console=Console()))
+    settings = [*(assignments or []), f"evaluation.protocol={protocol}"]
+    for key, text, what in (
+        ("epsilon", epsilon, "--epsilon"),
+        ("epsilons", epsilons, "--epsilons"),
+        ("fractions", attacked_fraction, "--attacked-fraction"),
+    ):
+        if text is not None:
+            numbers = parse_numbers(text, what=what)
+            settings.append(f"evaluation.{key}={text if key == 'epsilon' else list(numbers)}")
+    if eot_draws is not None:
+        settings.append(f"evaluation.eot_draws={eot_draws}")
+    console = Console()
+    done = evaluate_target(
+        target,
+        config_file=config,
+        assignments=settings,
+        output=output,
+        normalise=normalise,
+        other=transfer_from,
+        workers=workers,
+        command=shlex.join(["eat-dist", *sys.argv[1:]]),
+        console=console,
+    )
+    console.evaluation(done.results)
+    where = f"{done.folder}/evaluation/{done.results['protocol']}"
+    console.say(f"results      {where}/results.parquet")
+    console.say(f"summary      {where}/summary.json")
+    console.say(f"report       eat-dist report {done.folder} -o report.html")
+    _say_where_mlflow_is(console, done.tracking_uri, done.mlflow_run_id)
+
+
+@app.command()
+def report(
+    runs: Annotated[list[str], typer.Argument(help="Folders of evaluated runs, or of evaluations.")],
+    output: Annotated[str, typer.Option("--output", "-o", help="HTML file to write.")],
+    title: Annotated[str | None, typer.Option(help="Heading of the page.")] = None,
+) -> None:
+    """Write one self-contained page on a run, or on several side by side."""
+    from eat_dist.console import Console
+    from eat_dist.report import write_report
+    from eat_dist.storage import Folder
+
+    console = Console()
+    with console.working("drawing") as progress:
+        written = write_report([Folder.at(run) for run in runs], output, title=title, on_progress=progress)
+    console.say(f"report       {written.page}")
+    if written.figures:
+        console.say(f"figures      {len(written.figures)} files in {written.figures[0].rpartition('/')[0]}")
 
 
 @app.command()
@@ -115,7 +182,7 @@ def main() -> None:
     except SystemExit as stopped:  # typer leaves this way, and turns Ctrl-C into exit code 130
         if stopped.code != EXIT_INTERRUPTED:
             raise
-        again = "the same command" if sys.argv[1:2] == ["data"] else "eat-dist train --resume RUN_DIR"
+        again = "the same command" if sys.argv[1:2] in (["data"], ["evaluate"]) else "eat-dist train --resume RUN_DIR"
         print(f"interrupted; continue with: {again}", file=sys.stderr)
         _leave(EXIT_INTERRUPTED)
 
@@ -141,13 +208,14 @@ def _report(finished: Finished) -> None:
     console.say(f"run folder   {folder}")
     console.say(f"summary      {folder}/summary.json")
     console.say(f"ensemble     {folder}/model")
-    if finished.mlflow_run_id is not None and finished.tracking_uri is not None:
-        uri = finished.tracking_uri
-        console.say(f"MLflow run   {finished.mlflow_run_id}")
-        if uri.startswith("http"):
-            console.say(f"open MLflow  {uri}")
-        else:
-            console.say(f"open MLflow  mlflow ui --backend-store-uri {uri}")
+    _say_where_mlflow_is(console, finished.tracking_uri, finished.mlflow_run_id)
+
+
+def _say_where_mlflow_is(console: Console, uri: str | None, run_id: str | None) -> None:
+    if run_id is None or uri is None:
+        return
+    console.say(f"MLflow run   {run_id}")
+    console.say(f"open MLflow  {uri if uri.startswith('http') else f'mlflow ui --backend-store-uri {uri}'}")
 
 
 if __name__ == "__main__":

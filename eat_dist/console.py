@@ -68,40 +68,71 @@ class Console:
             yield lambda done, total: progress.update(task, completed=done, total=total, visible=True)
 
     @contextmanager
-    def evaluating(self) -> Iterator[Callable[[str, int, int], None]]:
-        """Show an evaluation: yields ``progress(part, done, total)``."""
+    def working(self, verb: str) -> Iterator[Callable[[str, float, float], None]]:
+        """Show long work of several parts: yields ``progress(part, done, total)``, in any unit of work."""
         if not self.out.is_terminal:
             said: set[str] = set()
+            begin = time.monotonic()
 
-            def tell(part: str, done: int, total: int) -> None:
-                if part not in said:
-                    said.add(part)
-                    self.say(f"evaluating {part} ({100 * done // total} % of all attacks done)")
+            def tell(part: str, done: float, total: float) -> None:
+                if part in said:
+                    return
+                said.add(part)
+                left = (time.monotonic() - begin) * (total - done) / done if done else None
+                estimate = "" if left is None else f", about {_duration(left)} left"
+                self.say(f"{verb} {part} ({100 * done / max(total, 1):.0f} % done{estimate})")
 
             yield tell
             return
         with self._bar() as progress:
-            task = progress.add_task("evaluating", total=None)
+            task = progress.add_task(verb, total=None)
 
-            def show(part: str, done: int, total: int) -> None:
-                progress.update(task, completed=done, total=total, description=f"evaluating {part}")
+            def show(part: str, done: float, total: float) -> None:
+                progress.update(task, completed=done, total=total, description=f"{verb} {part}")
 
             yield show
 
     def summary(self, summary: dict[str, Any]) -> None:
-        """The closing table: clean and attacked figures of the ensemble and of each member."""
-        if "clean" not in summary:
-            return
-        about = summary["evaluation"]
+        """The closing table of a run, if it was evaluated."""
+        if "clean" in summary:
+            self._figures(summary["defense"], summary["dataset"], summary["evaluation"], summary, summary["members"])
+
+    def evaluation(self, results: dict[str, Any]) -> None:
+        """The closing table of an evaluation, the score beside the clean R@1, and the verdict."""
+        name = results["defense"] or results["target"]["name"]
+        self._figures(name, results["dataset"], results, results["ensemble"], results["members"])
+        if results["ers"] is not None:
+            score = results["ers"]
+            self.say(
+                f"ERS {score['corrected']['ers']:.1f} (as published: {score['compatible']['ers']:.1f}) at clean R@1 "
+                f"{score['r_at_1']:.1f} % on {score['images']} images"
+            )
+        checks = results["sanity"]
+        for check in checks:
+            sign = "passed" if check["passed"] else "FAILED"
+            line = f"sanity check {sign}: {check['claim']}: {check['measured']} (expected {check['threshold']})"
+            self.out.print(line, markup=False, style="" if check["passed"] else "bold red")
+        if checks:
+            failed = sum(not check["passed"] for check in checks)
+            self.say(
+                f"All {len(checks)} sanity checks passed."
+                if not failed
+                else f"{failed} of {len(checks)} sanity checks failed: the attacked figures are not to be quoted."
+            )
+
+    def _figures(
+        self, name: str, dataset: str, about: dict[str, Any], whole: dict[str, Any], members: list[dict[str, Any]]
+    ) -> None:
+        """Clean and attacked figures of the ensemble and of each member."""
         table = Table(
-            title=f"{summary['defense']} on {summary['dataset']}: {about['images']} images of {about['classes']} "
+            title=f"{name} on {dataset}: {about['images']} images of {about['classes']} "
             f"unseen classes, {about['norm']} ε = {about['epsilon']:.4g}, in %"
         )
         table.add_column("")
         table.add_column("under attack by")
-        for name in ("R@1", "NMI", "F1"):
-            table.add_column(name, justify="right")
-        rows = [("ensemble", summary)] + [(f"member {i}", member) for i, member in enumerate(summary["members"])]
+        for column in ("R@1", "NMI", "F1"):
+            table.add_column(column, justify="right")
+        rows = [("ensemble", whole)] + [(f"member {i}", member) for i, member in enumerate(members)]
         for who, figures in rows:
             table.add_section()
             table.add_row(who, "nobody (clean)", *_cells(figures["clean"]))
@@ -157,4 +188,10 @@ def _mean(ensemble: EnsembleStatistics, name: str) -> float | None:
 
 
 def _cells(figures: dict[str, Any]) -> list[str]:
-    return [f"{100 * figures[name]:.1f}" for name in ("r_at_1", "nmi", "f1")]
+    """An attack on a sample has no clustering figures."""
+    values = [figures.get(name) for name in ("r_at_1", "nmi", "f1")]
+    return ["–" if value is None else f"{100 * value:.1f}" for value in values]
+
+
+def _duration(seconds: float) -> str:
+    return f"{seconds:.0f} s" if seconds < 120 else f"{seconds / 60:.0f} min"

@@ -1,40 +1,105 @@
-"""Evaluating on the cluster's GPUs, where the driver may have none."""
+"""An evaluation's jobs shared out among Ray workers: images are independent of each other, so any number will do."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, TypeVar
 
 import ray
 import torch
-import yaml
 
+from eat_dist.cluster.resources import place
 from eat_dist.cluster.session import connect, nodes
-from eat_dist.config import RunConfig, dump_config, parse_config
-from eat_dist.errors import EatError
-from eat_dist.evaluation.of_run import evaluate_run
-from eat_dist.storage import Folder
+from eat_dist.config import ClusterConfig
+from eat_dist.errors import ClusterError, EatError
+from eat_dist.evaluation.victim import Job, Victim
+
+Result = TypeVar("Result")
+
+# Batches under way for each worker: the next one waits there when one is done.
+_AHEAD = 2
 
 
-def evaluate_on_gpu_worker(config: RunConfig, folder: Folder, say: Callable[[str], None]) -> dict[str, Any] | None:
-    """Evaluate in a task that holds a GPU; None where the cluster has none and the driver does it as well itself."""
-    if config.cluster.device == "cpu":
-        return None
-    connect(config.cluster)
-    if not sum(node.gpus for node in nodes()):
-        return None
-    share = min(config.cluster.gpus_per_member, 1.0)
-    say(f"Evaluating on a worker with {share:g} GPU; finished attacks are kept in {folder}/evaluation.")
-    task = ray.remote(num_gpus=share, num_cpus=0, max_retries=config.cluster.max_restarts)(_evaluate)
+def has_gpus(config: ClusterConfig) -> bool:
+    """Whether the cluster, which is joined, has GPUs."""
+    connect(config)
+    return sum(node.gpus for node in nodes()) > 0
+
+
+class RayWorkers:
+    """Workers (:class:`eat_dist.evaluation.victim.Workers`) on a cluster.
+
+    The batches are those that one process would make, and come back in their order: the results are the same. A worker
+    that dies is started again and its batches are done again, ``cluster.max_restarts`` times.
+
+    Args:
+        build: Makes the attacked models with their test set, on the device given; picklable, called in every worker.
+        count: Workers.
+        config: Where they run.
+
+    Raises:
+        ClusterError: The cluster cannot hold them all.
+    """
+
+    def __init__(self, build: Callable[[torch.device], Victim], *, count: int, config: ClusterConfig) -> None:
+        connect(config)
+        placement = place(nodes(), members=count, config=config)
+        options = {
+            "num_cpus": placement.cpus,
+            "num_gpus": placement.gpus,
+            "max_restarts": config.max_restarts,
+            "max_task_retries": config.max_restarts,
+        }
+        actor = ray.remote(**options)(_Worker)
+        self._workers = [actor.remote(build, placement.threads) for _ in range(count)]
+        self._clean: list[Any] = []
+
+    def learn(self, clean: Mapping[str, torch.Tensor]) -> None:
+        """Put the clean embeddings where every worker can read them."""
+        self._clean = [ray.put(dict(clean))]
+
+    def map(self, job: Job[Result], batches: Sequence[torch.Tensor]) -> Iterator[Result]:
+        """The job's results in the order of the batches."""
+        waiting: deque[Any] = deque()
+        for place_in_line, batch in enumerate(batches):
+            worker = self._workers[place_in_line % len(self._workers)]
+            waiting.append(worker.do.remote(job, batch, self._clean))
+            if len(waiting) > _AHEAD * len(self._workers):
+                yield _result(waiting.popleft())
+        while waiting:
+            yield _result(waiting.popleft())
+
+    def close(self) -> None:
+        """End the workers."""
+        for worker in self._workers:
+            ray.kill(worker)
+
+
+class _Worker:
+    def __init__(self, build: Callable[[torch.device], Victim], threads: int) -> None:
+        torch.set_num_threads(threads)
+        self.victim = build(torch.device("cuda" if torch.cuda.is_available() else "cpu"))
+        self.learnt: Any = None
+
+    def do(self, job: Job[Result], batch: torch.Tensor, clean: Sequence[Any]) -> Result:
+        """Do a job; ``clean`` holds a reference to the embeddings: they are read once, and after a restart again."""
+        if clean and clean[0] != self.learnt:
+            self.victim.learn(ray.get(clean[0]))
+            self.learnt = clean[0]
+        return job(self.victim, batch)
+
+
+def _result(reference: Any) -> Any:
     try:
-        results: dict[str, Any] = ray.get(task.remote(dump_config(config), str(folder)))
+        return ray.get(reference)
     except ray.exceptions.RayTaskError as error:
-        if isinstance(error.cause, EatError):
+        if isinstance(error.cause, (EatError, ValueError)):
             raise error.cause from None
         raise
-    return results
-
-
-def _evaluate(config: str, folder: str) -> dict[str, Any]:
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    return evaluate_run(Folder.at(folder), parse_config(yaml.safe_load(config)), device=device)
+    except ray.exceptions.RayActorError as error:
+        reason = " ".join(str(error).split())
+        raise ClusterError(
+            f"a worker of the evaluation died and could not be started again: {reason[:300]}. Finished attacks are "
+            f"kept; give the same command again, with fewer --workers if memory ran out"
+        ) from error

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationInfo, field_validator, model_validator
@@ -127,9 +128,7 @@ class AttackConfig(_Section):
     @model_validator(mode="after")
     def _epsilon_in_reach(self) -> AttackConfig:
         if self.norm == "l0" and self.epsilon > 1:
-            raise ValueError(
-                f"epsilon in l0 is the share of pixels that may change, at most 1; got {self.epsilon:g}"
-            )
+            raise ValueError(f"epsilon in l0 is the share of pixels that may change, at most 1; got {self.epsilon:g}")
         if self.norm == "linf" and self.epsilon > 1:
             raise ValueError(
                 f"epsilon is in units of images in [0, 1], so at most 1 in L∞; got {self.epsilon:g}. "
@@ -192,21 +191,46 @@ class TrainConfig(_Section):
     micro_batch_size: int | None = Field(None, ge=1, description="Images whose activations are held at once; exact.")
 
 
-class EvaluationConfig(_Section):
-    """What is measured when training has finished (docs/evaluation.md)."""
+Objectives = Literal["displacement", "nearest_wrong_centroid", "random_wrong_centroid", "nearest_negative", "proxy"]
 
-    protocol: Literal["none", "quick"] = "quick"
+
+class EvaluationConfig(_Section):
+    """What is measured when training has finished, and by ``eat-dist evaluate`` (docs/evaluation.md)."""
+
+    protocol: Literal["none", "quick", "standard", "full"] = "quick"
     epsilon: Number | None = Field(None, ge=0, description="Default: attack.epsilon.")
+    epsilons: Annotated[tuple[Number, ...], Field(strict=False)] | None = Field(
+        None, description="Radii of the curves, rising; default: 0, ε/4, ε/2, ε, 2ε (full)."
+    )
+    fractions: Annotated[tuple[Number, ...], Field(strict=False, min_length=1)] = Field(
+        (0.1, 0.5, 1.0), description="Shares of the test set attacked before clustering (full)."
+    )
+    epsilon_l2: Number | None = Field(None, ge=0, description="Radius of L2 attacks; default: ε·√(C·H·W)/4 (full).")
+    epsilon_l0: Number = Field(0.05, ge=0, le=1, description="Share of pixels that JSMA may change (full).")
     num_steps: int = Field(20, ge=1, description="PGD steps of the quick protocol.")
-    objectives: Annotated[
-        tuple[Literal["displacement", "nearest_wrong_centroid", "random_wrong_centroid"], ...],
-        Field(strict=False, min_length=1),
-    ] = Field(
-        ("displacement", "nearest_wrong_centroid", "random_wrong_centroid"), description="What the attacker maximises."
+    apgd_steps: int | None = Field(None, ge=1, description="Default: 50 (standard), 100 (full).")
+    restarts: int | None = Field(None, ge=1, description="Of APGD; default: 1 (standard), 5 (full).")
+    square_queries: int | None = Field(None, ge=1, description="Default: 1000 (standard), 5000 (full).")
+    eot_draws: int = Field(1, ge=1, description="Passes averaged a step, for models that draw random numbers.")
+    objectives: Annotated[tuple[Objectives, ...], Field(strict=False, min_length=1)] = Field(
+        ("displacement", "nearest_wrong_centroid", "random_wrong_centroid"),
+        description="What the quick protocol's attacker maximises; the others have their own list.",
     )
     members: bool = Field(True, description="Attack each member alone, too.")
+    sample: int = Field(500, ge=1, description="Images of the attacks that are too slow for all of them.")
+    ers_images: int | None = Field(None, ge=1, description="Images of the ten ERS attacks; default: the sample (full).")
     batch_size: int = Field(256, ge=1)
-    kmeans_seeds: int = Field(3, ge=1, description="k-means runs averaged; 10 or more in a final table.")
+    kmeans_seeds: int | None = Field(None, ge=1, description="k-means runs averaged; default: 3, and 10 in full.")
+
+    @model_validator(mode="after")
+    def _rising(self) -> EvaluationConfig:
+        for name, values, lowest in (("epsilons", self.epsilons, 0.0), ("fractions", self.fractions, 1e-9)):
+            if values and (values[0] < lowest or any(a >= b for a, b in itertools.pairwise(values))):
+                listed = ", ".join(f"{value:g}" for value in values)
+                raise ValueError(f"{name} must rise from {'0' if not lowest else 'above 0'}; got {listed}")
+        if self.fractions[-1] > 1:
+            raise ValueError(f"fractions are shares of the test set, at most 1; got {self.fractions[-1]:g}")
+        return self
 
 
 class CheckpointConfig(_Section):

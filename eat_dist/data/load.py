@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -13,9 +15,10 @@ from eat_dist.config import DataConfig
 from eat_dist.data.datasets import DATASETS
 from eat_dist.data.decode import decode_image
 from eat_dist.data.images import LabelledImages, ZeroShotData
+from eat_dist.data.memory import fits_in_memory, in_memory
 from eat_dist.data.prepare import OnProgress, bad_image, prepare
 from eat_dist.data.shard_format import SCHEMA
-from eat_dist.data.shards import in_inference_form, inference_form, open_shards, query_mask
+from eat_dist.data.shards import ShardImages, in_inference_form, inference_form, open_shards, query_mask
 from eat_dist.data.source import Source
 from eat_dist.errors import DataError, StorageError
 from eat_dist.storage import Folder
@@ -42,6 +45,15 @@ def load_dataset(config: DataConfig, *, on_progress: OnProgress | None = None) -
     if source.small:
         return _decode(source, config)
     return open_shards(_cached_shards(source, config, on_progress), config)
+
+
+def load_test_set(config: DataConfig, *, on_progress: OnProgress | None = None) -> ZeroShotData:
+    """As :func:`load_dataset`, with the test set in memory where it fits: every attack goes through all of it."""
+    data = load_dataset(config, on_progress=on_progress)
+    test = data.test
+    if isinstance(test, ShardImages) and fits_in_memory(len(test) * math.prod(test.image_shape)):
+        return replace(data, test=in_memory(test))
+    return data
 
 
 def with_shards(config: DataConfig, on_progress: OnProgress | None = None) -> DataConfig:

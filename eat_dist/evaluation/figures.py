@@ -10,7 +10,7 @@ from typing import Literal
 import torch
 
 from eat_dist.data.images import ImageSet
-from eat_dist.metrics import ami, hits_at_k, kmeans_labels, map_at_r, nmi, pairwise_f1
+from eat_dist.metrics import ami, hits_at_k, kmeans_labels, nmi, pairwise_f1, search
 from eat_dist.seeding import derive_seed
 
 Figures = dict[str, float | None]
@@ -45,7 +45,7 @@ class Retrieval:
         return cls("query_gallery", (1, 10, 20, 30), images.labels, queries, gallery)
 
     def figures(self, searching: torch.Tensor, searched: torch.Tensor) -> tuple[Figures, torch.Tensor]:
-        """Search the gallery.
+        """Search the gallery once, on the embeddings' device.
 
         Args:
             searching: [N, D] embeddings of all images; the queries' are used.
@@ -54,14 +54,46 @@ class Retrieval:
         Returns:
             ``r_at_K`` for each K of ``ks`` and ``map_at_r``; and [Q] bool, the queries that R@1 counts.
         """
-        hits = self.hits(searching, searched, ks=self.ks)
-        figures: Figures = {f"r_at_{k}": share(column) for k, column in zip(self.ks, hits.T, strict=True)}
-        figures["map_at_r"] = map_at_r(*self._sides(searching, searched), exclude_self=self._own)
-        return figures, hits[:, 0]
+        found = search(*self._sides(searching, searched), ks=self.ks, exclude_self=self._own)
+        figures: Figures = {f"r_at_{k}": share(column) for k, column in zip(self.ks, found.hits.T, strict=True)}
+        figures["map_at_r"] = float(found.average_precision.mean())
+        return figures, found.hits[:, 0]
 
     def hits(self, searching: torch.Tensor, searched: torch.Tensor, *, ks: Sequence[int]) -> torch.Tensor:
         """[Q, len(ks)] bool: which queries find their class among the K nearest. Embeddings as :meth:`figures`."""
         return hits_at_k(*self._sides(searching, searched), ks=ks, exclude_self=self._own)
+
+    def retrieved(self, attacked: torch.Tensor, indices: torch.Tensor, clean: torch.Tensor) -> torch.Tensor:
+        """Which of some attacked images still find their class first (R@1) among the clean gallery.
+
+        The bits of :meth:`figures` for a part of the images, so an attack can leave alone those that it has won.
+
+        Args:
+            attacked: [B, D] embeddings of attacked images.
+            indices: [B] int64, their positions in the test set.
+            clean: [N, D] clean embeddings of all images, on the device of ``attacked``; the gallery's are used. An
+                image's own clean copy is left out.
+
+        Returns:
+            [B] bool on the device of ``attacked``. True for an image that is no query: nothing is asked of it.
+        """
+        assert len(attacked) == len(indices), (attacked.shape, indices.shape)
+        assert len(clean) == len(self.labels), (clean.shape, self.labels.shape)
+        indices = indices.cpu()
+        asked = torch.isin(indices, self.queries)
+        positions = indices[asked]
+        gallery = clean if self.kind == "all_against_all" else clean[self.gallery]
+        hits = hits_at_k(
+            attacked[asked.to(attacked.device)],
+            self.labels[positions],
+            gallery,
+            self.labels[self.gallery],
+            ks=[1],
+            exclude_self=positions if self.kind == "all_against_all" else None,
+        )
+        found = torch.ones(len(indices), dtype=torch.bool)
+        found[asked] = hits.squeeze(1)
+        return found.to(attacked.device)
 
     @property
     def _own(self) -> torch.Tensor | None:

@@ -1,43 +1,53 @@
-"""The protocol ``quick``: PGD with three objectives, on the fused ensemble and on each member alone.
+"""An evaluation from its models to its results; each finished attack is kept, so it goes on where it stopped.
 
 What it writes into its folder:
 
-    parts/ensemble-clean.json, parts/member_0-pgd20-displacement.json, …   one finished measurement each
-    results.json                                                          what :func:`evaluate` returns
+    parts/ensemble-clean.json, parts/ensemble-apgd100x5-proxy-linf-0.1.json, …   one finished measurement each
+    results.parquet                     a row a figure (docs/evaluation_files.md)
+    showcase.safetensors, .json         a few images and embeddings, clean and attacked, for the report (full)
+    summary.json                        what :func:`evaluate` returns; its presence says that the evaluation is finished
 """
 
 from __future__ import annotations
 
 import copy
+import hashlib
+import json
+import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import cached_property
 from typing import Any
 
 import torch
 from torch import nn
 
-from eat_dist.attacks import Ball
+from eat_dist import __version__
 from eat_dist.attacks.ball import Norm
 from eat_dist.config import EvaluationConfig
 from eat_dist.data.images import ImageSet
-from eat_dist.evaluation.attacks import attack_batches
-from eat_dist.evaluation.embed import embed_batch, embed_images
-from eat_dist.evaluation.figures import Retrieval, clustering_figures, share
+from eat_dist.evaluation.crafting import Craft, Crafted, Embed, Ers, attack_of
+from eat_dist.evaluation.ers import NUM_STEPS, ers_results, ers_sample
+from eat_dist.evaluation.ers_attacks import ERS_ATTACKS
+from eat_dist.evaluation.measure import Measure
 from eat_dist.evaluation.parts import resumed
-from eat_dist.evaluation.references import References
-from eat_dist.models.ensemble import EmbeddingEnsemble, weights_digest
+from eat_dist.evaluation.plan import ENSEMBLE, Part, Plan, Sizes, plan
+from eat_dist.evaluation.results import results_of, write_results
+from eat_dist.evaluation.showcase import write_showcase
+from eat_dist.evaluation.victim import Alone, Job, Victim, Workers
+from eat_dist.models.ensemble import EmbeddingEnsemble
+from eat_dist.seeding import generator
 from eat_dist.storage import Folder
 
 # Raise it when a figure changes its meaning: parts of an older schema are measured again.
-SCHEMA = 2
+SCHEMA = 3
 
-Progress = Callable[[str, int, int], None]
-"""Called as ``on_progress(part, done, total)``: images attacked so far and in all, over all parts."""
+Progress = Callable[[str, float, float], None]
+"""Called as ``on_progress(part, done, total)``: work done and in all, in images × passes."""
 
 
 def evaluate(
-    ensemble: EmbeddingEnsemble,
+    model: nn.Module,
     test: ImageSet,
     *,
     config: EvaluationConfig,
@@ -46,246 +56,258 @@ def evaluate(
     seed: int,
     folder: Folder,
     device: torch.device | str,
+    workers: Callable[[Victim], Workers] = Alone,
+    other: nn.Module | None = None,
+    about: Mapping[str, Any] | None = None,
     on_progress: Progress | None = None,
 ) -> dict[str, Any]:
-    """Measure the ensemble and each of its members, clean and attacked white-box on its own embedding.
+    """Measure a model, clean and under every attack of the config's protocol (docs/evaluation.md).
 
-    docs/evaluation.md defines the figures; they are in [0, 1] unless it says otherwise. Every image is attacked. Which
-    queries search which gallery follows from the test set (:class:`eat_dist.evaluation.figures.Retrieval`), and the
-    R@K are named accordingly.
+    An :class:`EmbeddingEnsemble` is attacked on its fused embedding, and each of its members alone; any other module
+    is one model. Which queries search which gallery follows from the test set
+    (:class:`eat_dist.evaluation.figures.Retrieval`), and the R@K are named accordingly.
 
-    One seed gives one result on one machine, whether interrupted or not; finished parts are taken as they are
-    if all that they depend on is the same (:func:`eat_dist.evaluation.parts.resumed`). With ε = 0 the
-    attacked figures are the clean ones. Models compute in float32. The set is decoded once for the clean
-    embeddings of all models, and once for each attack on each.
+    One seed gives one result on one machine, however many workers there are and whether interrupted or not; finished
+    parts are taken as they are if all that they depend on is the same (:func:`eat_dist.evaluation.parts.resumed`).
+    Models compute in float32.
 
     Args:
-        ensemble: Not changed; a copy is moved to ``device``.
+        model: Maps images in [0, 1] to embeddings of length 1. Not changed; a copy is moved to ``device``.
         test: Classes unseen in training, two or more, each with two images or more, and each query's with one in the
             gallery.
-        config: Steps, batch size and k-means seeds. Its ``protocol`` must be ``quick``; its ``epsilon`` is
-            not read.
-        norm: Of the attack's ball.
-        epsilon: Its radius in pixel units. The step is 2.5·ε/steps (Madry et al. 2017).
-        seed: Of the attacks' starts, the wrong classes and k-means.
+        config: The protocol and its sizes; its ``epsilon`` is not read.
+        norm: Of the main attacks.
+        epsilon: Their radius, pixel units.
+        seed: Of everything random.
         folder: Where parts and results go.
-        device: Where to compute.
-        on_progress: Called after each attacked batch and after each part, also of one that was there already.
+        device: Where to compute, without other workers.
+        workers: From the models here, who does the work: this process, or a cluster's.
+        other: Another model, on which transfer attacks are crafted.
+        about: Put into the results as it is (``target``, ``dataset``, ``command``, …); JSON-ready.
+        on_progress: Called after each batch of images and after each part, also of one that was there already.
 
     Returns:
-        What ``results.json`` holds: ``{"schema", "protocol", "norm", "epsilon", "num_steps", "seed", "images",
-        "classes", "retrieval", "queries", "gallery", "ensemble": {"clean": {…}, "attacked": {"pgd20/displacement":
-        {…}, …}, "worst": {…}}, "members": [the same for each]}``. With one member the ensemble is that member,
-        measured once; without ``config.members`` the list is empty.
+        What ``summary.json`` holds (docs/evaluation_files.md).
 
     Raises:
         StorageError: The folder cannot be written.
         ValueError: A model's embeddings are not finite, or a query has no other image of its class to find.
     """
-    assert config.protocol == "quick", config.protocol
-    # Channels-last convolutions take a quarter off an attack's time on a CPU.
-    copied = copy.deepcopy(ensemble).to(torch.device(device), torch.float32).to(memory_format=torch.channels_last)
-    models: dict[str, nn.Module] = {"ensemble": copied}
-    if config.members and len(copied.members) > 1:
-        models |= {f"member_{rank}": member for rank, member in enumerate(copied.members)}
-    total = len(models) * len(config.objectives) * len(test)
-    done = 0
-
-    def progress(part: str, images: int) -> None:
-        nonlocal done
-        done += images
-        if on_progress is not None:
-            on_progress(part, done, total)
-
-    settings = _Settings(models, test, Retrieval.of(test), config, Ball(norm, epsilon), seed, folder, device, progress)
-    measured = {name: _measure(_Target(name, model, settings)) for name, model in models.items()}
+    victim = Victim.of(copy.deepcopy(model), test, seed=seed, device=device, other=copy.deepcopy(other))
+    sizes = Sizes.of(config, norm=norm, epsilon=epsilon, numbers_of_an_image=math.prod(test.image_shape))
+    todo = plan(config, sizes, members=victim.members, other=other is not None)
+    running = _Evaluation(victim, todo, sizes, config, seed, folder, workers(victim), on_progress)
     results = {
         "schema": SCHEMA,
-        "protocol": config.protocol,
-        "norm": norm,
-        "epsilon": epsilon,
-        "num_steps": config.num_steps,
-        "seed": seed,
-        "images": len(test),
-        "classes": test.num_classes,
-        "retrieval": settings.retrieval.kind,
-        "queries": len(settings.retrieval.queries),
-        "gallery": len(settings.retrieval.gallery),
-        "ensemble": measured["ensemble"],
-        "members": [measured[f"member_{rank}"] for rank in range(len(models) - 1)]
-        or [measured["ensemble"]] * (len(copied.members) == 1),
+        "eat_dist": __version__,
+        **(about or {}),
+        **results_of(
+            config=config,
+            sizes=sizes,
+            seed=seed,
+            plan=todo,
+            test=test,
+            retrieval=victim.retrieval,
+            members=running.members,
+            clean={name: running.clean_part(name) for name in running.shown_to},
+            measured={part: running.attacked_part(part) for part in todo.parts},
+            ers=running.ers() if config.protocol == "full" else None,
+        ),
     }
-    folder.write_json("results.json", results)
+    if config.protocol == "full":
+        running.showcase(results)
+    write_results(folder, results)
     return results
 
 
-@dataclass(frozen=True)
-class _Settings:
+@dataclass
+class _Evaluation:
     """What all parts of an evaluation share; see :func:`evaluate`."""
 
-    models: Mapping[str, nn.Module]
-    test: ImageSet
-    retrieval: Retrieval
+    victim: Victim
+    plan: Plan
+    sizes: Sizes
     config: EvaluationConfig
-    ball: Ball
     seed: int
     folder: Folder
-    device: torch.device | str
-    progress: Callable[[str, int], None]
+    workers: Workers
+    on_progress: Progress | None
+    done: float = 0.0
 
-    @property
-    def step_size(self) -> float:
-        """Pixel units."""
-        return 2.5 * self.ball.epsilon / self.config.num_steps
+    @cached_property
+    def total(self) -> float:
+        """Work in all, in images × passes; restarts counted as if every image needed them."""
+        attacks = sum(self._cost(part) for part in self.plan.parts)
+        return attacks + (len(ERS_ATTACKS) * NUM_STEPS * len(self.ers_images) if self.config.protocol == "full" else 0)
 
     @cached_property
     def clean(self) -> dict[str, torch.Tensor]:
-        """For each model its clean embeddings [N, D]; only computed if some part has to be measured."""
-        found = embed_images(
-            list(self.models.values()), self.test, batch_size=self.config.batch_size, device=self.device
+        """Clean embeddings by model, with which the workers aim; only computed if some part has to be measured."""
+        found: list[dict[str, torch.Tensor]] = list(self.workers.map(Embed(), self._batches(self._everything)))
+        clean = {name: torch.cat([batch[name] for batch in found]) for name in self.victim.models}
+        self.workers.learn(clean)
+        self.victim.learn(clean)
+        return clean
+
+    @cached_property
+    def measure(self) -> Measure:
+        """With the clean embeddings."""
+        return Measure(
+            self.victim.test,
+            self.victim.retrieval,
+            self.clean,
+            self.victim.members,
+            self.sizes.kmeans_seeds,
+            self.seed,
         )
-        return dict(zip(self.models, found, strict=True))
 
     @cached_property
-    def clean_fingerprint(self) -> dict[str, Any]:
-        """What a clean figure depends on, beside the model."""
-        return {
+    def sample(self) -> torch.Tensor:
+        """[S] int64, the images that slow attacks are run on: a uniform choice of the queries, ascending."""
+        queries = self.victim.retrieval.queries
+        order = torch.randperm(len(queries), generator=generator(self.seed, "evaluation", "sample"))
+        return queries[order[: self.config.sample]].sort().values
+
+    @cached_property
+    def ers_images(self) -> torch.Tensor:
+        """[S] int64, the images that the ERS attacks perturb."""
+        count = self.config.ers_images or self.config.sample
+        return ers_sample(len(self.victim.test), count, seed=self.seed)
+
+    @cached_property
+    def shown_to(self) -> tuple[str, ...]:
+        """The models that have figures: the ensemble and whatever else a part is measured on."""
+        return tuple(dict.fromkeys((ENSEMBLE, *(name for part in self.plan.parts for name in part.targets))))
+
+    @property
+    def members(self) -> tuple[str, ...]:
+        """The models that are listed as members; the only member of an ensemble of one is the ensemble."""
+        if self.victim.members > 1:
+            names = [f"member_{rank}" for rank in range(self.victim.members)]
+            return tuple(names) if self.config.members else ()
+        return (ENSEMBLE,) if isinstance(self.victim.models[ENSEMBLE], EmbeddingEnsemble) else ()
+
+    def clean_part(self, name: str) -> dict[str, Any]:
+        """Figures of a model's clean embeddings."""
+        return self._part(f"{name}-clean", {"models": self._digest((name,))}, lambda: self.measure.clean_part(name))
+
+    def attacked_part(self, part: Part) -> dict[str, Any]:
+        """Figures under an attack."""
+        before = self.done
+        fractions = [f for f in self.config.fractions if f < 1] if part in self._with_fractions else []
+        detected = part in self.plan.detector
+        about = asdict(part) | {
+            "models": self._digest((part.source, *part.targets)),
+            "attacked": len(self._attacked(part)),
+            "fractions": fractions,
+            "detected": detected,
+        }
+
+        def measure() -> dict[str, Any]:
+            self.clean  # noqa: B018  (attacks aim with it)
+            crafted = self._crafted(part, Craft(part))
+            bits = {name: self.clean_part(name)["retrieved"] for name in part.targets}
+            return self.measure.attacked_part(
+                part, crafted, self._attacked(part), retrieved_clean=bits, fractions=fractions, detected=detected
+            )
+
+        found = self._part(part.file, about, measure)
+        self._report(part.file, before + self._cost(part) - self.done)
+        return found
+
+    def ers(self) -> dict[str, Any]:
+        """The empirical robustness score; each of its attacks is a part."""
+        about = {"models": self._digest((ENSEMBLE,)), "attacked": len(self.ers_images)}
+
+        def measure() -> dict[str, Any]:
+            measured = {name: self._ers_attack(name) for name in ERS_ATTACKS}
+            clean, labels = self.clean[ENSEMBLE], self.victim.test.labels
+            return {"results": ers_results(measured, clean=clean, labels=labels, indices=self.ers_images)}
+
+        found: dict[str, Any] = self._part("ensemble-ers", about, measure)["results"]
+        return found
+
+    def showcase(self, results: Mapping[str, Any]) -> None:
+        """Images and embeddings for the report."""
+        write_showcase(self.folder, self.victim, self.workers, self.plan, results, learn=lambda: self.clean)
+
+    @property
+    def _everything(self) -> torch.Tensor:
+        return torch.arange(len(self.victim.test))
+
+    @property
+    def _with_fractions(self) -> tuple[Part, ...]:
+        if self.config.protocol != "full":
+            return ()
+        return tuple(part for part in self.plan.main if part.source == ENSEMBLE)
+
+    def _attacked(self, part: Part) -> torch.Tensor:
+        return self.sample if part.sampled else self._everything
+
+    def _batches(self, indices: torch.Tensor, batch_size: int | None = None) -> Sequence[torch.Tensor]:
+        return list(torch.split(indices, batch_size or self.config.batch_size))
+
+    def _cost(self, part: Part) -> float:
+        return len(self._attacked(part)) * attack_of(part).passes * part.restarts * part.draws
+
+    def _crafted(self, part: Part, job: Job[Crafted]) -> list[Crafted]:
+        batches = self._batches(self._attacked(part), part.batch_size)
+        crafted = []
+        for batch, result in zip(batches, self.workers.map(job, batches), strict=True):
+            crafted.append(result)
+            self._report(part.file, self._cost(part) * len(batch) / len(self._attacked(part)))
+        return crafted
+
+    def _ers_attack(self, name: str) -> dict[str, Any]:
+        before = self.done
+        about = {"models": self._digest((ENSEMBLE,)), "attacked": len(self.ers_images)}
+
+        def measure() -> dict[str, Any]:
+            self.clean  # noqa: B018  (attacks aim with it)
+            batches = self._batches(self.ers_images)
+            rows: list[dict[str, list[float]]] = []
+            for batch, result in zip(batches, self.workers.map(Ers(name), batches), strict=True):
+                rows.append(result)
+                self._report(f"ers {name}", NUM_STEPS * len(batch))
+            return {"measured": {key: [value for row in rows for value in row[key]] for key in rows[0]}}
+
+        found: dict[str, Any] = self._part(f"ensemble-ers-{name}", about, measure)["measured"]
+        self._report(f"ers {name}", before + NUM_STEPS * len(self.ers_images) - self.done)
+        return found
+
+    def _part(self, name: str, depends_on: Mapping[str, Any], measure: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+        fingerprint = {
+            "part": name,
             "schema": SCHEMA,
-            "test_set": self.test.digest(),
-            "images": len(self.test),
-            "classes": self.test.num_classes,
+            "test_set": self.victim.test.digest(),
+            "images": len(self.victim.test),
+            "classes": self.victim.test.num_classes,
             "seed": self.seed,
-            "kmeans_seeds": self.config.kmeans_seeds,
+            "kmeans_seeds": self.sizes.kmeans_seeds,
+            **depends_on,
         }
+        # JSON knows lists alone, and fingerprints are compared with what was read back.
+        ready = json.loads(json.dumps(fingerprint))
+        return resumed(self.folder, f"parts/{name}.json", fingerprint=ready, measure=measure)
 
-    @property
-    def attack_fingerprint(self) -> dict[str, Any]:
-        """What an attacked figure depends on, beside the model and the objective."""
-        return self.clean_fingerprint | {
-            "norm": self.ball.norm,
-            "epsilon": self.ball.epsilon,
-            "num_steps": self.config.num_steps,
-            "step_size": self.step_size,
-        }
-
-
-@dataclass(frozen=True)
-class _Target:
-    """An attacked model."""
-
-    name: str
-    model: nn.Module
-    settings: _Settings
-
-    @property
-    def clean(self) -> torch.Tensor:
-        """[N, D] clean embeddings."""
-        return self.settings.clean[self.name]
+    def _digest(self, names: Sequence[str]) -> str:
+        return hashlib.sha256("".join(self._digests[name] for name in names).encode()).hexdigest()
 
     @cached_property
-    def references(self) -> References:
-        """What the objectives compare with."""
-        return References.of(self.clean, self.settings.test, seed=self.settings.seed)
+    def _digests(self) -> dict[str, str]:
+        sources = {name for part in self.plan.parts for name in (part.source, *part.targets)}
+        return {name: self.victim.digest(name) + self._probe for name in sorted(sources | set(self.victim.models))}
 
     @cached_property
-    def digest(self) -> str:
-        """Of parameters and all buffers: the input normalisation is a buffer that no state dict has."""
-        return weights_digest([dict(self.model.named_parameters()) | dict(self.model.named_buffers())])
+    def _probe(self) -> str:
+        """Of a model whose code is not ours, what it answers: its weights alone do not say what it computes."""
+        whole = self.victim.models[ENSEMBLE]
+        if isinstance(whole, EmbeddingEnsemble):
+            return ""
+        answer = Embed()(self.victim, self._everything[:8])[ENSEMBLE]
+        return hashlib.sha256(answer.numpy().tobytes()).hexdigest()
 
-    def part(self, key: str, fingerprint: Mapping[str, Any], measure: Callable[[], dict[str, Any]]) -> dict[str, Any]:
-        """The part ``key`` of this target, found or measured."""
-        file = f"parts/{self.name}-{key.replace('/', '-')}.json"
-        own = {"part": f"{self.name} {key}", "weights": self.digest, **fingerprint}
-        return resumed(self.settings.folder, file, fingerprint=own, measure=measure)
-
-
-def _measure(target: _Target) -> dict[str, Any]:
-    """The entry of one target in the results."""
-    settings = target.settings
-    clean = target.part("clean", settings.clean_fingerprint, lambda: _figures_and_bits(target, target.clean))
-    attacked = {
-        f"pgd{settings.config.num_steps}/{objective}": _attacked_part(target, objective, clean["retrieved"])
-        for objective in settings.config.objectives
-    }
-    return {
-        "clean": clean["figures"],
-        "attacked": {key: part["figures"] for key, part in attacked.items()},
-        "worst": _worst(clean, list(attacked.values())),
-    }
-
-
-def _attacked_part(target: _Target, objective: str, retrieved_clean: str) -> dict[str, Any]:
-    settings = target.settings
-    key = f"pgd{settings.config.num_steps}/{objective}"
-    attacked = 0
-
-    def report(images: int) -> None:
-        nonlocal attacked
-        attacked += images
-        settings.progress(f"{target.name} {key}", images)
-
-    part = target.part(
-        key,
-        settings.attack_fingerprint,
-        lambda: _measure_attack(target, objective, retrieved_clean=retrieved_clean, report=report),
-    )
-    report(len(settings.test) - attacked)
-    return part
-
-
-def _measure_attack(
-    target: _Target, objective: str, *, retrieved_clean: str, report: Callable[[int], None]
-) -> dict[str, Any]:
-    settings = target.settings
-    order = float("inf") if settings.ball.norm == "linf" else 2
-    embeddings, largest = [], 0.0
-    for batch in attack_batches(
-        target.model,
-        settings.test,
-        objective=objective,
-        references=target.references,
-        ball=settings.ball,
-        num_steps=settings.config.num_steps,
-        step_size=settings.step_size,
-        batch_size=settings.config.batch_size,
-        seed=settings.seed,
-        device=settings.device,
-    ):
-        embeddings.append(embed_batch(target.model, batch.adversarial))
-        offsets = (batch.adversarial - batch.clean).flatten(1)
-        largest = max(largest, float(torch.linalg.vector_norm(offsets, ord=order, dim=1).max()))
-        report(len(batch.indices))
-    attacked = torch.cat(embeddings)
-
-    part = _figures_and_bits(target, attacked)
-    pairs = zip(retrieved_clean, part["retrieved"], strict=True)
-    kept = [after == "1" for before, after in pairs if before == "1"]
-    part["figures"] |= {
-        "r_at_1_all_attacked": share(settings.retrieval.hits(attacked, attacked, ks=[1])),
-        "success_rate": 1 - sum(kept) / len(kept) if kept else None,
-        "mean_displacement": float((attacked - target.clean).norm(dim=1).mean()),
-        "largest_perturbation": largest,
-    }
-    return part
-
-
-def _figures_and_bits(target: _Target, embeddings: torch.Tensor) -> dict[str, Any]:
-    """A part: the figures of [N, D] embeddings, and the queries that R@1 counts as Q bits "0110…"."""
-    settings = target.settings
-    figures, hits = settings.retrieval.figures(embeddings, target.clean)
-    figures |= clustering_figures(
-        embeddings,
-        labels=settings.test.labels,
-        num_classes=settings.test.num_classes,
-        runs=settings.config.kmeans_seeds,
-        seed=settings.seed,
-    )
-    return {"figures": figures, "retrieved": "".join("1" if hit else "0" for hit in hits.tolist())}
-
-
-def _worst(clean: Mapping[str, Any], attacked: Sequence[Mapping[str, Any]]) -> dict[str, float]:
-    survival = zip(clean["retrieved"], *(part["retrieved"] for part in attacked), strict=True)
-    survived = [all(bit == "1" for bit in bits) for bits in survival]
-    return {"r_at_1": sum(survived) / len(survived)} | {
-        name: min(part["figures"][name] for part in attacked) for name in ("nmi", "ami", "f1")
-    }
+    def _report(self, part: str, work: float) -> None:
+        self.done += work
+        if self.on_progress is not None:
+            self.on_progress(part, self.done, self.total)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import datetime
-import os
 import tempfile
 import time
 from collections.abc import Callable
@@ -13,19 +12,16 @@ from typing import Any, Literal
 
 import pyarrow as pa
 import pyarrow.parquet as pq
-import torch
-import yaml
 from safetensors.torch import load as load_safetensors
 
 from eat_dist import __version__
 from eat_dist.checkpoint import Checkpoints
-from eat_dist.config import RunConfig, dump_config, override, parse_config
+from eat_dist.config import RunConfig, dump_config
 from eat_dist.console import Console
 from eat_dist.data.images import ZeroShotData
 from eat_dist.data.splits import Splits, to_table
-from eat_dist.errors import CheckpointError, ConfigError, StorageError
-from eat_dist.evaluation.of_run import evaluate_run
-from eat_dist.in_process import choose_device, train_in_process
+from eat_dist.errors import CheckpointError
+from eat_dist.in_process import train_in_process
 from eat_dist.member import MemberResult, Schedule
 from eat_dist.models.ensemble import EnsembleSpec, member_file, save_spec, weights_digest
 from eat_dist.provenance import git_state
@@ -41,8 +37,9 @@ from eat_dist.runs.checks import (
     load_data,
     splits_of,
     with_absolute_paths,
-    with_data_prepared,
 )
+from eat_dist.runs.evaluation import Subject, evaluate_subject, evaluation_folder
+from eat_dist.runs.saved import config_of
 from eat_dist.runs.summary import flat_figures, step_metrics, summary_with
 from eat_dist.storage import Folder
 from eat_dist.tracking import Tracker
@@ -125,34 +122,6 @@ def resume_run(run_dir: str, *, console: Console) -> Finished:
     splits = splits_of(config, data)
     check_cluster(config)
     return _Run(placed, folder, data=data, splits=splits, console=console).go(found.mlflow_run_id, resumed=True)
-
-
-def evaluate_again(run_dir: str, *, protocol: Literal["quick"], console: Console) -> Finished:
-    """Evaluate a trained run and rewrite its summary; finished attacks are not repeated."""
-    folder = Folder.at(run_dir)
-    config = override(config_of(folder), f"evaluation.protocol={protocol}")
-    if not folder.exists("summary.json"):
-        raise StorageError(f"'{folder}' is not a finished run (no summary.json); resume it first: --resume {folder}")
-    earlier = folder.read_json("summary.json")
-    results = _evaluate(with_data_prepared(config, console), folder, console)
-    summary = summary_with(earlier, config, results)
-    folder.write_json("summary.json", summary)
-    return Finished(folder, summary, None, earlier["mlflow_run_id"])
-
-
-def config_of(folder: Folder) -> RunConfig:
-    """The config saved in a run folder.
-
-    Raises:
-        StorageError: It is not a run folder.
-    """
-    if not folder.exists("config.yaml"):
-        raise StorageError(f"'{folder}' is not a run folder: it has no config.yaml")
-    try:
-        values = yaml.safe_load(folder.read("config.yaml"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ConfigError(f"'{folder}/config.yaml' is not YAML: {' '.join(str(error).split())}") from error
-    return parse_config(values, source=f"{folder}/config.yaml")
 
 
 class _Run:
@@ -239,7 +208,14 @@ class _Run:
             "mlflow_run_id": tracker.run_id,
         }
         if config.evaluation.protocol != "none":
-            summary = summary_with(summary, config, _evaluate(config, folder, self.console))
+            measured = evaluate_subject(
+                Subject(str(folder), config),
+                evaluation_folder(folder, config),
+                workers=1,
+                command=f"eat-dist evaluate {folder} --protocol {config.evaluation.protocol}",
+                console=self.console,
+            )
+            summary = summary_with(summary, config, measured)
         folder.write_json("summary.json", summary)
         tracker.log_metrics(flat_figures(summary), step=self.schedule.iterations)
         tracker.log_text((folder.read("summary.json")).decode(), "summary.json")
@@ -275,17 +251,3 @@ class _Run:
             mlflow_run_id=tracker.run_id,
             on_iteration=on_iteration,
         )
-
-
-def _evaluate(config: RunConfig, folder: Folder, console: Console) -> dict[str, Any]:
-    if config.cluster.backend == "ray":
-        from eat_dist.cluster.evaluate import evaluate_on_gpu_worker  # noqa: PLC0415  (as above)
-
-        results = evaluate_on_gpu_worker(config, folder, console.say)
-        if results is not None:
-            return results
-    # Half of the cores: on a core that something else wants, OpenMP's threads wait for each other by spinning, and an
-    # evaluation on all of them takes 25 times as long (measured on two cores) for the little that a second one gains.
-    torch.set_num_threads(config.cluster.threads_per_member or max(1, (os.cpu_count() or 1) // 2))
-    with console.evaluating() as progress:
-        return evaluate_run(folder, config, device=choose_device(config.cluster), on_progress=progress)

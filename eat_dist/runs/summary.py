@@ -11,8 +11,13 @@ from eat_dist.robustness.statistics import EnsembleStatistics
 def summary_with(summary: dict[str, Any], config: RunConfig, results: dict[str, Any]) -> dict[str, Any]:
     """The summary with the evaluation's figures under their stable names (docs/run_folder.md)."""
     names = ("protocol", "norm", "epsilon", "num_steps", "images", "classes", "retrieval", "queries", "gallery")
-    about = {name: results[name] for name in names}
+    about = {name: results[name] for name in names} | {"failed_checks": failed_checks(results)}
     return summary | {"evaluation": about, **results["ensemble"], "members": results["members"]}
+
+
+def failed_checks(results: dict[str, Any]) -> list[str] | None:
+    """Names of the sanity checks that failed; None where the protocol has none."""
+    return [check["name"] for check in results["sanity"] if not check["passed"]] if results["sanity"] else None
 
 
 def step_metrics(ensemble: EnsembleStatistics) -> dict[str, float]:
@@ -42,6 +47,6 @@ def flat_figures(summary: dict[str, Any]) -> dict[str, float]:
         walk(part, summary.get(part, {}))
         for rank, member in enumerate(summary.get("members", [])):
             walk(f"member_{rank}/{part}", member[part])
-    for rank, mebibytes in enumerate(summary["peak_memory_mib"]):
+    for rank, mebibytes in enumerate(summary.get("peak_memory_mib", [])):
         flat[f"member_{rank}/peak_memory_mib"] = float(mebibytes)
     return flat

@@ -1,0 +1,174 @@
+"""The attacked models with their test set: what a worker needs to craft and to embed."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Protocol, TypeVar
+
+import torch
+from torch import nn
+
+from eat_dist.attacks import MemberSum, Surface, WhiteBox
+from eat_dist.data.images import ImageSet
+from eat_dist.evaluation.detector import undetected
+from eat_dist.evaluation.figures import Retrieval
+from eat_dist.evaluation.plan import ALL_MEMBERS, ENSEMBLE
+from eat_dist.evaluation.references import OBJECTIVES, Aimed, References
+from eat_dist.models.ensemble import EmbeddingEnsemble, fuse, weights_digest
+
+# Of the detector's score against the objective, for an attacker who knows the detector.
+DETECTION_WEIGHT = 1.0
+
+Result_co = TypeVar("Result_co", covariant=True)
+
+
+@dataclass
+class Victim:
+    """One ensemble, or anybody's model, under attack on one test set.
+
+    Attributes:
+        models: ``ensemble`` (the fused ensemble, or the single model), ``member_I`` for each of several members and
+            maybe ``other``, a model to craft transfer attacks on; all on ``device``, float32, evaluation mode.
+        test: N images.
+        seed: Of the evaluation.
+        device: Where to compute.
+        clean: Clean embeddings [N, D] of each of ``models``, on the CPU; :meth:`learn` sets them.
+    """
+
+    models: Mapping[str, nn.Module]
+    test: ImageSet
+    seed: int
+    device: torch.device | str
+    clean: Mapping[str, torch.Tensor] = field(default_factory=dict)
+
+    @classmethod
+    def of(
+        cls,
+        model: nn.Module,
+        test: ImageSet,
+        *,
+        seed: int,
+        device: torch.device | str,
+        other: nn.Module | None = None,
+    ) -> Victim:
+        """The models behind ``model``, which is moved to ``device``: an ensemble's members are attacked one by one."""
+        # Channels-last convolutions take a quarter off an attack's time on a CPU.
+        whole = model.to(torch.device(device), torch.float32).to(memory_format=torch.channels_last).eval()
+        models: dict[str, nn.Module] = {ENSEMBLE: whole}
+        if isinstance(whole, EmbeddingEnsemble) and len(whole.members) > 1:
+            models |= {f"member_{rank}": member for rank, member in enumerate(whole.members)}
+        if other is not None:
+            models["other"] = other.to(torch.device(device), torch.float32).eval()
+        return cls(models, test, seed, device)
+
+    def __post_init__(self) -> None:
+        self.retrieval = Retrieval.of(self.test)
+        self._references: dict[str, References] = {}
+        self._searched: dict[str, torch.Tensor] = {}
+
+    @property
+    def members(self) -> int:
+        """M; 1 for a single model."""
+        return max(1, sum(name.startswith("member_") for name in self.models))
+
+    def learn(self, clean: Mapping[str, torch.Tensor]) -> None:
+        """Take the clean embeddings of all models, [N, D] each: attacks aim at them."""
+        self.clean = clean
+        self._references.clear()
+        self._searched.clear()
+
+    def images(self, indices: torch.Tensor) -> torch.Tensor:
+        """[B, C, H, W] float32 in [0, 1] on the device."""
+        return self.test.batch(indices, self.device).images
+
+    def searched(self, name: str) -> torch.Tensor:
+        """[N, D] clean embeddings of a model, on the device."""
+        if name not in self._searched:
+            self._searched[name] = self.clean[name].to(self.device)
+        return self._searched[name]
+
+    def surface(self, source: str, objective: str, indices: torch.Tensor, *, draws: int) -> Surface:
+        """What an attack on the images at ``indices`` [B] climbs.
+
+        Args:
+            source: As :class:`eat_dist.evaluation.plan.Part` has it.
+            objective: Name in OBJECTIVES, or ``undetected``.
+            indices: [B] positions in the test set.
+            draws: Passes a reading.
+        """
+        if source == ALL_MEMBERS:
+            names = [f"member_{rank}" for rank in range(self.members)]
+            return MemberSum([self._white_box(name, objective, indices, draws) for name in names])
+        return self._white_box(source, objective, indices, draws)
+
+    def digest(self, *names: str) -> str:
+        """SHA-256 of parameters and all buffers: the input normalisation is a buffer that no state dict has."""
+        models = [self.model(name) for name in names]
+        return weights_digest([dict(model.named_parameters()) | dict(model.named_buffers()) for model in models])
+
+    def model(self, source: str) -> nn.Module:
+        """The model that a source names; of ``members`` and ``without_I`` an ensemble of those members."""
+        if source in self.models:
+            return self.models[source]
+        return EmbeddingEnsemble([self.models[name] for name in self._ranks_of(source)])
+
+    def _ranks_of(self, source: str) -> list[str]:
+        left_out = source.removeprefix("without_")
+        return [f"member_{rank}" for rank in range(self.members) if str(rank) != left_out]
+
+    def _white_box(self, source: str, objective: str, indices: torch.Tensor, draws: int) -> WhiteBox:
+        if source not in self._references:
+            clean = self.clean[source] if source in self.models else self._fused(source)
+            self._references[source] = References.of(clean, self.test, seed=self.seed).to(self.device)
+        aimed = Aimed(self._references[source], indices.to(self.device))
+        if objective == "undetected":
+            return WhiteBox(self.model(source), undetected(aimed, members=self.members, weight=DETECTION_WEIGHT), draws)
+        return WhiteBox(self.model(source), OBJECTIVES[objective](aimed), draws)
+
+    def _fused(self, source: str) -> torch.Tensor:
+        return fuse([self.clean[name] for name in self._ranks_of(source)])
+
+
+class Job(Protocol[Result_co]):
+    """A piece of the evaluation that looks at single images: what workers share out among themselves. Picklable."""
+
+    def __call__(self, victim: Victim, indices: torch.Tensor) -> Result_co:
+        """Do it for the images at ``indices`` [B]; the result must depend on nothing else."""
+        ...
+
+
+class Workers(Protocol):
+    """Who does the jobs: this process, or several on a cluster."""
+
+    def learn(self, clean: Mapping[str, torch.Tensor]) -> None:
+        """Give every worker's victim the clean embeddings."""
+        ...
+
+    def map(self, job: Job[Result_co], batches: Sequence[torch.Tensor]) -> Iterator[Result_co]:
+        """The job's result for every batch of indices, in the order of the batches."""
+        ...
+
+
+@dataclass(frozen=True)
+class Alone:
+    """This process does all jobs itself, one batch after another.
+
+    Attributes:
+        victim: What it works on.
+        around: Entered around each job.
+    """
+
+    victim: Victim
+    around: Callable[[], contextlib.AbstractContextManager[None]] = contextlib.nullcontext
+
+    def learn(self, clean: Mapping[str, torch.Tensor]) -> None:
+        """See :class:`Workers`."""
+        self.victim.learn(clean)
+
+    def map(self, job: Job[Result_co], batches: Sequence[torch.Tensor]) -> Iterator[Result_co]:
+        """See :class:`Workers`."""
+        for batch in batches:
+            with self.around():
+                yield job(self.victim, batch)

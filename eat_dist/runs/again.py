@@ -1,0 +1,126 @@
+"""``eat-dist evaluate``: a target measured by a protocol, and where the figures go."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from eat_dist import __version__
+from eat_dist.config import RunConfig, dump_config, load_config, override
+from eat_dist.console import Console
+from eat_dist.errors import ConfigError, StorageError
+from eat_dist.provenance import git_state
+from eat_dist.runs.checks import with_absolute_paths, with_data_prepared
+from eat_dist.runs.evaluation import Subject, evaluate_subject, evaluation_folder
+from eat_dist.runs.saved import config_of
+from eat_dist.runs.summary import flat_figures, summary_with
+from eat_dist.runs.target import names_run
+from eat_dist.storage import Folder
+from eat_dist.tracking import Tracker
+
+
+@dataclass(frozen=True)
+class Evaluated:
+    """A finished evaluation.
+
+    Attributes:
+        folder: The run folder, or one of the same form for a model that is no run.
+        results: The content of ``evaluation/PROTOCOL/summary.json``.
+        config: What was measured with.
+        tracking_uri: MLflow's store, None where tracking is off.
+        mlflow_run_id: None where MLflow never answered.
+    """
+
+    folder: Folder
+    results: dict[str, Any]
+    config: RunConfig
+    tracking_uri: str | None
+    mlflow_run_id: str | None
+
+
+def evaluate_target(
+    target: str,
+    *,
+    config_file: Path | None,
+    assignments: Sequence[str],
+    output: str | None,
+    normalise: bool,
+    other: str | None,
+    workers: int,
+    command: str,
+    console: Console,
+) -> Evaluated:
+    """Evaluate a run again, or anybody's model; finished attacks are not repeated.
+
+    Args:
+        target: As :func:`eat_dist.runs.target.open_target` takes it.
+        config_file: YAML with data, evaluation and attack; not for a run, which has its own.
+        assignments: ``section.key=value``, over the run's or the file's.
+        output: Folder for the results of a model that is no run; default ``evaluations/NAME``.
+        normalise: Scale a foreign model's embeddings to length 1.
+        other: Another target, on which transfer attacks are crafted.
+        workers: Ray workers; 1: this process.
+        command: Recorded in the results.
+        console: Where progress goes.
+
+    Raises:
+        EatError: Anything the user can mend; one line.
+    """
+    if workers < 1:
+        raise ConfigError(f"--workers must be at least 1; got {workers}")
+    run = Folder.at(target) if names_run(target) else None
+    if run is not None and (config_file is not None or output is not None):
+        raise ConfigError("a run has its own config and folder; leave out --config and --output")
+    if run is None and config_file is None and target.endswith(".safetensors"):
+        raise ConfigError(f"'{target}' is weights alone; give the YAML with their section 'model' with --config")
+    config = load_config(config_file, []) if run is None else config_of(run)
+    for assignment in assignments:
+        config = override(config, assignment)
+    if config.evaluation.protocol == "none":
+        raise ConfigError("the config's evaluation.protocol is none; give --protocol quick, standard or full")
+    if run is not None and not run.exists("summary.json"):
+        raise StorageError(f"'{run}' is not a finished run (no summary.json); resume it first: --resume {run}")
+    folder = run or Folder.at(output or f"evaluations/{_slug(target)}")
+    placed = with_data_prepared(with_absolute_paths(config), console)
+    subject = Subject(target, placed, normalise=normalise, other=other)
+    subject.opened  # noqa: B018  (what cannot be opened is said before anything is written)
+    if run is None:
+        folder.create()
+        folder.write("config.yaml", dump_config(config).encode())
+    results = evaluate_subject(
+        subject, evaluation_folder(folder, config), workers=workers, command=command, console=console
+    )
+    earlier = run.read_json("summary.json") if run is not None else None
+    summary = summary_with(earlier or {"name": Path(folder.path).name}, config, results)
+    if run is not None:
+        run.write_json("summary.json", summary)
+    uri, run_id = _track(config, folder, summary, results, None if earlier is None else earlier["mlflow_run_id"])
+    return Evaluated(folder, results, config, uri, run_id)
+
+
+def _track(
+    config: RunConfig, folder: Folder, summary: dict[str, Any], results: dict[str, Any], run_id: str | None
+) -> tuple[str | None, str | None]:
+    """Send the figures to the run's own MLflow run, or to a new one."""
+    tags = {"dataset": config.data.dataset, "protocol": config.evaluation.protocol, "run_folder": str(folder)}
+    tags |= {"target": results["target"]["name"], "eat_dist": __version__}
+    tags |= {f"git.{name}": value for name, value in git_state(Path.cwd()).items()}
+    tracker = Tracker.start(config, run_name=Path(folder.path).name, tags=tags, resume_run_id=run_id)
+    status: Literal["FINISHED", "FAILED"] = "FAILED"
+    try:
+        if run_id is None:
+            tracker.log_params(config.model_dump(mode="json"))
+        tracker.log_metrics(flat_figures(summary), step=int(summary.get("iterations", 0)))
+        where = f"evaluation/{config.evaluation.protocol}"
+        tracker.log_text(folder.read(f"{where}/summary.json").decode(), f"{where}/summary.json")
+        status = "FINISHED"
+    finally:
+        tracker.close(status)
+    return tracker.uri, tracker.run_id
+
+
+def _slug(target: str) -> str:
+    return re.sub(r"[^A-Za-z0-9._-]+", "-", target).strip("-.") or "model"
