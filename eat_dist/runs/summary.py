@@ -39,7 +39,8 @@ def flat_figures(summary: dict[str, Any]) -> dict[str, float]:
     def walk(prefix: str, value: Any) -> None:
         if isinstance(value, dict):
             for name, inner in value.items():
-                walk(f"{prefix}/{name}" if prefix else name, inner)
+                # MLflow's names have no @.
+                walk(f"{prefix}/{name.replace('@', '/from_')}" if prefix else name, inner)
         elif isinstance(value, (int, float)):
             flat[prefix] = float(value)
 
