@@ -5,6 +5,7 @@ Every iterate of every attack goes through :meth:`Ball.project`; an attack is no
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
@@ -42,14 +43,16 @@ class Ball:
         Returns:
             [B, C, H, W] in [0, 1], within ``epsilon`` of ``images``.
         """
+        return self.around(images)(perturbed)
+
+    def around(self, images: torch.Tensor) -> Callable[[torch.Tensor], torch.Tensor]:
+        """:meth:`project` onto the balls of these images, for a loop: what stays the same is worked out once."""
         if self.norm == "linf":
-            inside = torch.minimum(torch.maximum(perturbed, images - self.epsilon), images + self.epsilon)
-        elif self.norm == "l2":
-            offset = perturbed - images
-            inside = images + offset * (self.epsilon / _lengths(offset)).clamp(max=1.0)
-        else:
-            inside = torch.where(self._most_changed(perturbed - images), perturbed, images)
-        return inside.clamp(0.0, 1.0)
+            lowest, highest = (images - self.epsilon).clamp_(0.0, 1.0), (images + self.epsilon).clamp_(0.0, 1.0)
+            return lambda perturbed: perturbed.clamp(lowest, highest)
+        if self.norm == "l2":
+            return lambda perturbed: self._shortened(perturbed - images).add_(images).clamp_(0.0, 1.0)
+        return lambda perturbed: torch.where(self._most_changed(perturbed - images), perturbed, images).clamp_(0.0, 1.0)
 
     def random_point(self, images: torch.Tensor, generators: Generators) -> torch.Tensor:
         """A point drawn uniformly from each image's ball, then clipped to [0, 1].
@@ -83,6 +86,10 @@ class Ball:
             return (offset != 0).any(dim=1).flatten(1).float().mean(dim=1)
         distances: torch.Tensor = offset.flatten(1).norm(p=float("inf") if self.norm == "linf" else 2, dim=1)
         return distances
+
+    def _shortened(self, offset: torch.Tensor) -> torch.Tensor:
+        """The offsets longer than ε cut to that length, in new memory."""
+        return offset * (self.epsilon / _lengths(offset)).clamp(max=1.0)
 
     def _most_changed(self, offset: torch.Tensor) -> torch.Tensor:
         """[B, 1, H, W] bool: the ⌊ε·H·W⌋ pixels of each image with the largest change in any channel."""

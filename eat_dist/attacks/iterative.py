@@ -59,14 +59,15 @@ def ascend(
         ball: Norm and radius.
         num_steps: Steps, each one forward-backward pass; 0 returns the projected start.
         keep: ``best``: of all iterates, start and end included, each image's with the largest value (the surface
-            must give one an image); costs one more forward pass.
+            must give one an image); costs one more forward pass. On a randomised surface see :class:`Best`.
     """
     images = images.detach()
-    current = ball.project(start.detach(), images)
+    project = ball.around(images)
+    current = project(start.detach())
     if num_steps == 0:
         return Steps(current, None)
     first_embeddings: torch.Tensor | None = None
-    best = Best()
+    best = Best.on(surface)
     with surface.held():
         for index in range(num_steps):
             reading = surface.read(current)
@@ -74,26 +75,39 @@ def ascend(
                 first_embeddings = reading.embeddings
             if keep == "best":
                 best.see(current, reading.values)
-            current = ball.project(step(current, reading), images)
+            current = project(step(current, reading))
         if keep == "best":
             best.see(current, surface.values(current))
-            current = best.images
+            current = best.settled(surface)
     return Steps(current, first_embeddings)
 
 
 class Best:
     """The best point seen so far, image by image; the earlier of two equal ones.
 
-    Attributes:
-        images: [B, C, H, W].
-        values: [B].
+    On a randomised surface the largest of many noisy values belongs to a lucky draw rather than to a good point. There
+    the finalists are kept instead, the few points with the largest values, and :meth:`settled` reads them once more,
+    with draws that played no part in their selection.
     """
 
-    images: torch.Tensor
-    values: torch.Tensor
+    def __init__(self, finalists: int = 1) -> None:
+        self._finalists = finalists
+        self._ranked: list[tuple[torch.Tensor, torch.Tensor]] = []
 
-    def __init__(self) -> None:
-        self._seen = False
+    @classmethod
+    def on(cls, surface: Surface) -> Best:
+        """With several finalists (5) where readings are random, one elsewhere."""
+        return cls(1 if surface.draws == 1 else 5)
+
+    @property
+    def images(self) -> torch.Tensor:
+        """[B, C, H, W] the points of the largest values seen."""
+        return self._ranked[0][0]
+
+    @property
+    def values(self) -> torch.Tensor:
+        """[B] the largest values seen."""
+        return self._ranked[0][1]
 
     def see(self, images: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
         """Take the images that are better than all before, and those of the first call.
@@ -102,11 +116,25 @@ class Best:
             [B] bool, which were taken.
         """
         assert values.ndim == 1, f"one value an image is needed to keep the best; got shape {tuple(values.shape)}"
-        if not self._seen:
-            self._seen = True
-            self.images, self.values = images.clone(), values.clone()
-            return torch.ones_like(values, dtype=torch.bool)
-        better = values > self.values
-        self.images = torch.where(better.view(-1, 1, 1, 1), images, self.images)
-        self.values = torch.where(better, values, self.values)
-        return better
+        best = values > self.values if self._ranked else torch.ones_like(values, dtype=torch.bool)
+        for place, (kept_images, kept_values) in enumerate(self._ranked):
+            better = values > kept_values
+            wide = better.view(-1, 1, 1, 1)
+            self._ranked[place] = torch.where(wide, images, kept_images), torch.where(better, values, kept_values)
+            if place + 1 < self._finalists:  # what was displaced competes for the next place
+                images, values = torch.where(wide, kept_images, images), torch.where(better, kept_values, values)
+        if len(self._ranked) < self._finalists:
+            self._ranked.append((images.clone(), values.clone()))
+        return best
+
+    def settled(self, surface: Surface) -> torch.Tensor:
+        """[B, C, H, W] the choice: the best seen, or among several finalists the best of a fresh reading of each.
+
+        Call inside ``surface.held()``; several finalists cost one forward pass each.
+        """
+        if self._finalists == 1:
+            return self.images
+        fresh = Best()
+        for images, _ in self._ranked:
+            fresh.see(images, surface.values(images))
+        return fresh.images

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 import torch
+
+from eat_dist.seeding import derive_seed
 
 Generators = torch.Generator | Sequence[torch.Generator]
 """One generator on the images' device, quick, as training has it; or one on the CPU for each image of the batch.
@@ -27,6 +30,31 @@ def normal(like: torch.Tensor, generators: Generators) -> torch.Tensor:
 def of_rows(generators: Generators, rows: Sequence[int]) -> Generators:
     """The generators of some images of the batch; the batch's own, if there is only one."""
     return generators if isinstance(generators, torch.Generator) else [generators[row] for row in rows]
+
+
+@contextmanager
+def seeded(generators: Generators, device: torch.device | str) -> Iterator[None]:
+    """Seed what a model draws at inference: torch's global generators, as they were again afterwards.
+
+    A randomised defence knows no generator but torch's own. Whoever attacks or measures one does it inside this
+    context; then the numbers repeat, and nobody else's change. The model draws for a batch as a whole, so with a
+    randomised model results do depend on the batch.
+
+    The global generators belong to the process: not for several threads at once, so training does without.
+
+    Args:
+        generators: Those the attack gets. Only their seeds are read; what they draw stays the same.
+        device: Where the model computes; the CPU's generator is seeded in any case.
+    """
+    given = [generators] if isinstance(generators, torch.Generator) else generators
+    seed = derive_seed("drawn by the model", *(generator.initial_seed() for generator in given))
+    device = torch.device(device)
+    with torch.random.fork_rng([device] if device.type == "cuda" else []):
+        torch.default_generator.manual_seed(seed)
+        if device.type == "cuda":
+            with torch.cuda.device(device):
+                torch.cuda.manual_seed(seed)
+        yield
 
 
 def _draw(draw: object, like: torch.Tensor, generators: Generators) -> torch.Tensor:

@@ -36,6 +36,11 @@ class Reading:
 class Surface(Protocol):
     """An objective as a function of the images; an image's value must not depend on the rest of its batch."""
 
+    @property
+    def draws(self) -> int:
+        """Passes averaged in a reading; above 1, readings are random and an attack does not trust a single one."""
+        ...
+
     def held(self) -> AbstractContextManager[None]:
         """A context manager: evaluation mode, parameters frozen, gradients enabled; everything restored after."""
         ...
@@ -94,20 +99,23 @@ class WhiteBox:
 
     def read(self, images: torch.Tensor) -> Reading:
         """See :class:`Surface`; ``embeddings`` are the first draw's."""
-        readings = [self._read_once(images) for _ in range(self.draws)]
+        reading = self._read_once(images)
         if self.draws == 1:
-            return readings[0]
-        return Reading(
-            torch.stack([reading.values for reading in readings]).mean(dim=0),
-            torch.stack([reading.gradient for reading in readings]).mean(dim=0),
-            readings[0].embeddings,
-        )
+            return reading
+        values, gradient = reading.values.clone(), reading.gradient
+        for _ in range(self.draws - 1):
+            another = self._read_once(images)
+            values += another.values
+            gradient += another.gradient
+        return Reading(values / self.draws, gradient / self.draws, reading.embeddings)
 
     def values(self, images: torch.Tensor) -> torch.Tensor:
         """See :class:`Surface`."""
         with torch.no_grad():
-            drawn = [self.objective(self.model(images)) for _ in range(self.draws)]
-        return drawn[0] if self.draws == 1 else torch.stack(drawn).mean(dim=0)
+            values = self.objective(self.model(images))
+            for _ in range(self.draws - 1):
+                values = values + self.objective(self.model(images))
+        return values / self.draws
 
     def _read_once(self, images: torch.Tensor) -> Reading:
         images = images.detach().requires_grad_(True)
@@ -130,6 +138,11 @@ class MemberSum:
     """
 
     surfaces: Sequence[WhiteBox]
+
+    @property
+    def draws(self) -> int:
+        """The most that any member averages."""
+        return max(surface.draws for surface in self.surfaces)
 
     @contextmanager
     def held(self) -> Iterator[None]:

@@ -16,6 +16,7 @@ from torch import nn
 
 from eat_dist.config import ModelConfig
 from eat_dist.errors import StorageError
+from eat_dist.models.disagreement import TEMPERATURE, disagreement
 from eat_dist.models.embedder import Embedder
 from eat_dist.storage import Folder
 
@@ -45,6 +46,33 @@ class EmbeddingEnsemble(nn.Module):
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         """[B, C, H, W] in [0, 1] → [B, M·D] of length 1."""
         return fuse(self.member_embeddings(images))
+
+    def disagreement(
+        self,
+        images: torch.Tensor,
+        references: Sequence[torch.Tensor] | None = None,
+        *,
+        temperature: float = TEMPERATURE,
+    ) -> torch.Tensor:
+        """How much the members disagree about each image's neighbours: a score of attacked inputs, weak in places.
+
+        See :func:`eat_dist.models.disagreement.disagreement`; docs/metrics.md says how well it detects. Differentiable.
+
+        Args:
+            images: [B, C, H, W] in [0, 1].
+            references: M tensors [N, D], each member's own embeddings of a reference set (:meth:`member_embeddings`)
+                that holds none of the images. None: the batch itself, two images or more, each without itself.
+            temperature: τ, in units of cosine.
+
+        Returns:
+            [B] in [0, 1].
+
+        Raises:
+            ValueError: There is one member only, or ``references`` are not one of each member.
+        """
+        members = self.member_embeddings(images)
+        own = torch.eye(len(images), dtype=torch.bool, device=images.device) if references is None else None
+        return disagreement(members, members if references is None else references, own=own, temperature=temperature)
 
 
 def fuse(embeddings: Sequence[torch.Tensor]) -> torch.Tensor:

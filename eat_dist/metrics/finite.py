@@ -1,0 +1,20 @@
+"""The check that all figures begin with."""
+
+from __future__ import annotations
+
+import torch
+
+
+def check_finite(embeddings: torch.Tensor, name: str) -> None:
+    """Refuse NaN and infinity.
+
+    Args:
+        embeddings: [N, D].
+        name: What one of them is called.
+
+    Raises:
+        ValueError: Some embedding is not finite.
+    """
+    bad = int((~torch.isfinite(embeddings).all(dim=1)).sum())
+    if bad:
+        raise ValueError(f"every {name} must be finite; {bad} of {len(embeddings)} hold NaN or infinity")
