@@ -13,7 +13,7 @@ from eat_dist.cluster.resources import place
 from eat_dist.cluster.session import connect, nodes
 from eat_dist.config import ClusterConfig
 from eat_dist.errors import ClusterError, EatError
-from eat_dist.evaluation.victim import Job, Victim
+from eat_dist.evaluation.victim import Job, Victim, do
 
 Result = TypeVar("Result")
 
@@ -87,7 +87,7 @@ class _Worker:
         if clean and clean[0] != self.learnt:
             self.victim.learn(ray.get(clean[0]))
             self.learnt = clean[0]
-        return job(self.victim, batch)
+        return do(job, self.victim, batch)
 
 
 def _result(reference: Any) -> Any:

@@ -34,7 +34,7 @@ from eat_dist.evaluation.parts import resumed
 from eat_dist.evaluation.plan import ENSEMBLE, Part, Plan, Sizes, plan
 from eat_dist.evaluation.results import results_of, write_results
 from eat_dist.evaluation.showcase import write_showcase
-from eat_dist.evaluation.victim import Alone, Job, Victim, Workers
+from eat_dist.evaluation.victim import Alone, Job, Victim, Workers, do
 from eat_dist.models.ensemble import EmbeddingEnsemble
 from eat_dist.seeding import generator
 from eat_dist.storage import Folder
@@ -304,7 +304,7 @@ class _Evaluation:
         whole = self.victim.models[ENSEMBLE]
         if isinstance(whole, EmbeddingEnsemble):
             return ""
-        answer = Embed()(self.victim, self._everything[:8])[ENSEMBLE]
+        answer = do(Embed(), self.victim, self._everything[:8])[ENSEMBLE]
         return hashlib.sha256(answer.numpy().tobytes()).hexdigest()
 
     def _report(self, part: str, work: float) -> None:

@@ -2,25 +2,26 @@
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol, TypeVar
 
 import torch
 from torch import nn
 
-from eat_dist.attacks import MemberSum, Surface, WhiteBox
+from eat_dist.attacks import MemberSum, Surface, WhiteBox, seeded
 from eat_dist.data.images import ImageSet
 from eat_dist.evaluation.detector import undetected
 from eat_dist.evaluation.figures import Retrieval
 from eat_dist.evaluation.plan import ALL_MEMBERS, ENSEMBLE
 from eat_dist.evaluation.references import OBJECTIVES, Aimed, References
 from eat_dist.models.ensemble import EmbeddingEnsemble, fuse, weights_digest
+from eat_dist.seeding import generator
 
 # Of the detector's score against the objective, for an attacker who knows the detector.
 DETECTION_WEIGHT = 1.0
 
+Result = TypeVar("Result")
 Result_co = TypeVar("Result_co", covariant=True)
 
 
@@ -139,6 +140,13 @@ class Job(Protocol[Result_co]):
         ...
 
 
+def do(job: Job[Result], victim: Victim, indices: torch.Tensor) -> Result:
+    """Do a job. What a randomised model draws on the way is seeded by the images, so that the result repeats."""
+    generators = [generator(victim.seed, "evaluation", "model", index) for index in indices.tolist()]
+    with seeded(generators, victim.device):
+        return job(victim, indices)
+
+
 class Workers(Protocol):
     """Who does the jobs: this process, or several on a cluster."""
 
@@ -146,7 +154,7 @@ class Workers(Protocol):
         """Give every worker's victim the clean embeddings."""
         ...
 
-    def map(self, job: Job[Result_co], batches: Sequence[torch.Tensor]) -> Iterator[Result_co]:
+    def map(self, job: Job[Result], batches: Sequence[torch.Tensor]) -> Iterator[Result]:
         """The job's result for every batch of indices, in the order of the batches."""
         ...
 
@@ -157,18 +165,15 @@ class Alone:
 
     Attributes:
         victim: What it works on.
-        around: Entered around each job.
     """
 
     victim: Victim
-    around: Callable[[], contextlib.AbstractContextManager[None]] = contextlib.nullcontext
 
     def learn(self, clean: Mapping[str, torch.Tensor]) -> None:
         """See :class:`Workers`."""
         self.victim.learn(clean)
 
-    def map(self, job: Job[Result_co], batches: Sequence[torch.Tensor]) -> Iterator[Result_co]:
+    def map(self, job: Job[Result], batches: Sequence[torch.Tensor]) -> Iterator[Result]:
         """See :class:`Workers`."""
         for batch in batches:
-            with self.around():
-                yield job(self.victim, batch)
+            yield do(job, self.victim, batch)
