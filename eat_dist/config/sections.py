@@ -199,11 +199,11 @@ class EvaluationConfig(_Section):
 
     protocol: Literal["none", "quick", "standard", "full"] = "quick"
     epsilon: Number | None = Field(None, ge=0, description="Default: attack.epsilon.")
-    epsilons: Annotated[tuple[Number, ...], Field(strict=False)] | None = Field(
-        None, description="Radii of the curves, rising; default: 0, ε/4, ε/2, ε, 2ε (full)."
+    epsilons: Annotated[tuple[Number, ...], Field(strict=False, min_length=1)] | None = Field(
+        None, description="Radii of the accuracy curves, rising; default: none, and 0, ε/4, ε/2, ε, 2ε in full."
     )
-    fractions: Annotated[tuple[Number, ...], Field(strict=False, min_length=1)] = Field(
-        (0.1, 0.5, 1.0), description="Shares of the test set attacked before clustering (full)."
+    fractions: Annotated[tuple[Number, ...], Field(strict=False, min_length=1)] | None = Field(
+        None, description="Attacked shares of the clustered set; default: all of it, and 0.1, 0.5, 1 in full."
     )
     epsilon_l2: Number | None = Field(None, ge=0, description="Radius of L2 attacks; default: ε·√(C·H·W)/4 (full).")
     epsilon_l0: Number = Field(0.05, ge=0, le=1, description="Share of pixels that JSMA may change (full).")
@@ -228,7 +228,7 @@ class EvaluationConfig(_Section):
             if values and (values[0] < lowest or any(a >= b for a, b in itertools.pairwise(values))):
                 listed = ", ".join(f"{value:g}" for value in values)
                 raise ValueError(f"{name} must rise from {'0' if not lowest else 'above 0'}; got {listed}")
-        if self.fractions[-1] > 1:
+        if self.fractions and self.fractions[-1] > 1:
             raise ValueError(f"fractions are shares of the test set, at most 1; got {self.fractions[-1]:g}")
         return self
 

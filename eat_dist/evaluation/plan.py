@@ -136,7 +136,8 @@ class Sizes:
     Attributes:
         norm: Of the main attacks.
         epsilon: Their radius.
-        epsilons: Of the curves.
+        epsilons: Of the curves; empty for none.
+        fractions: Attacked shares of the clustered set, 1 (all) not among them.
         epsilon_l2: Radius of the L2 attacks.
         apgd_steps: Of the main attack.
         restarts: Of the main attack.
@@ -147,6 +148,7 @@ class Sizes:
     norm: Norm
     epsilon: float
     epsilons: tuple[float, ...]
+    fractions: tuple[float, ...]
     epsilon_l2: float
     apgd_steps: int
     restarts: int
@@ -168,7 +170,8 @@ class Sizes:
         return cls(
             norm=norm,
             epsilon=epsilon,
-            epsilons=config.epsilons or tuple(usual),
+            epsilons=config.epsilons or (tuple(usual) if full else ()),
+            fractions=tuple(f for f in config.fractions or ((0.1, 0.5) if full else ()) if f < 1),
             epsilon_l2=as_l2 if config.epsilon_l2 is None else config.epsilon_l2,
             apgd_steps=config.apgd_steps or (100 if full else 50),
             restarts=config.restarts or (5 if full else 1),
@@ -190,12 +193,14 @@ def plan(config: EvaluationConfig, sizes: Sizes, *, members: int, other: bool = 
     writer = _Writer(config, sizes, members)
     if config.protocol == "quick":
         main = writer.main("pgd", config.num_steps, config.objectives, restarts=1, keep="last")
-        return Plan(tuple(main), transfer=tuple(writer.from_other() if other else ()))
+        curves = tuple(writer.curves(config.objectives))
+        return Plan(tuple(main), curves=curves, transfer=tuple(writer.from_other() if other else ()))
     objectives = OBJECTIVES_OF_FULL if config.protocol == "full" else OBJECTIVES_OF_STANDARD
     main = writer.main("apgd", sizes.apgd_steps, objectives, restarts=sizes.restarts, keep="best")
     square = tuple(writer.square())
     if config.protocol == "standard":
-        return Plan(tuple(main), square, transfer=tuple(writer.from_other() if other else ()))
+        curves = tuple(writer.curves(objectives))
+        return Plan(tuple(main), square, curves, transfer=tuple(writer.from_other() if other else ()))
     return Plan(
         main=(*main, *writer.on_all_members(objectives)),
         square=square,
@@ -269,7 +274,8 @@ class _Writer:
                     yield replace(self._part("pgd", 20, objective), epsilon=epsilon)
 
     def ladder(self) -> Iterator[Part]:
-        for attack, num_steps in (("random_noise", 1), ("fgsm", 1), ("pgd", 20), ("apgd", self.sizes.apgd_steps)):
+        rungs = (("random_noise", 1), ("fgsm", 1), ("mi_fgsm", 20), ("pgd", 20), ("apgd", self.sizes.apgd_steps))
+        for attack, num_steps in rungs:
             part = self._part(attack, num_steps, COMPARED_ON)
             yield replace(part, sampled=True, slopes=attack == "pgd")
 

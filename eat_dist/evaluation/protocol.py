@@ -42,6 +42,9 @@ from eat_dist.storage import Folder
 # Raise it when a figure changes its meaning: parts of an older schema are measured again.
 SCHEMA = 3
 
+# Far above what the order of additions on a GPU changes, far below any noise that defends.
+REPEATABLE = 1e-4
+
 Progress = Callable[[str, float, float], None]
 """Called as ``on_progress(part, done, total)``: work done and in all, in images × passes."""
 
@@ -112,6 +115,7 @@ def evaluate(
             clean={name: running.clean_part(name) for name in running.shown_to},
             measured={part: running.attacked_part(part) for part in todo.parts},
             ers=running.ers() if config.protocol == "full" else None,
+            randomised=running.randomised,
         ),
     }
     if config.protocol == "full":
@@ -194,7 +198,7 @@ class _Evaluation:
     def attacked_part(self, part: Part) -> dict[str, Any]:
         """Figures under an attack."""
         before = self.done
-        fractions = [f for f in self.config.fractions if f < 1] if part in self._with_fractions else []
+        fractions = self.sizes.fractions if part in self.plan.main and part.source == ENSEMBLE else ()
         detected = part in self.plan.detector
         about = asdict(part) | {
             "models": self._digest((part.source, *part.targets)),
@@ -227,6 +231,14 @@ class _Evaluation:
         found: dict[str, Any] = self._part("ensemble-ers", about, measure)["results"]
         return found
 
+    @cached_property
+    def randomised(self) -> bool:
+        """Whether the model answers two identical calls differently."""
+        few = self._everything[:8]
+        with torch.random.fork_rng():
+            one, other = (Embed()(self.victim, few)[ENSEMBLE] for _ in range(2))
+        return not torch.allclose(one, other, rtol=0, atol=REPEATABLE)
+
     def showcase(self, results: Mapping[str, Any]) -> None:
         """Images and embeddings for the report."""
         write_showcase(self.folder, self.victim, self.workers, self.plan, results, learn=lambda: self.clean)
@@ -234,12 +246,6 @@ class _Evaluation:
     @property
     def _everything(self) -> torch.Tensor:
         return torch.arange(len(self.victim.test))
-
-    @property
-    def _with_fractions(self) -> tuple[Part, ...]:
-        if self.config.protocol != "full":
-            return ()
-        return tuple(part for part in self.plan.main if part.source == ENSEMBLE)
 
     def _attacked(self, part: Part) -> torch.Tensor:
         return self.sample if part.sampled else self._everything

@@ -31,6 +31,7 @@ def results_of(
     clean: Mapping[str, Mapping[str, Any]],
     measured: Measured,
     ers: Mapping[str, Any] | None,
+    randomised: bool,
 ) -> dict[str, Any]:
     """Assemble the results; nothing here depends on when or how often an evaluation was interrupted."""
     entries = {name: _entry(name, clean[name], plan, sizes, measured) for name in clean}
@@ -58,7 +59,9 @@ def results_of(
         "transfer": _transfer(plan, measured),
         "ers": ers,
         "detector": _detector(plan, measured),
-        "sanity": sanity_checks(plan, clean, measured, test) if config.protocol == "full" else [],
+        "sanity": sanity_checks(plan, clean, measured, test, randomised=randomised)
+        if config.protocol == "full"
+        else [],
         "parts": [_row(part, target, measured[part]) for part in plan.parts for target in part.targets],
     }
 

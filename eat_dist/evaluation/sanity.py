@@ -27,6 +27,9 @@ VALUE_TOLERANCE = 0.02
 # Of two embeddings of one image in batches of different sizes: rounding of float32.
 ROUNDING = 1e-3
 
+# Passes averaged in a step against a randomised model (Athalye et al. 2018 use 10 to 40).
+ENOUGH_DRAWS = 20
+
 Measured = Mapping[Part, Mapping[str, Any]]
 
 
@@ -50,7 +53,7 @@ class Verdict:
 
 
 def sanity_checks(
-    plan: Plan, clean: Mapping[str, Mapping[str, Any]], measured: Measured, test: ImageSet
+    plan: Plan, clean: Mapping[str, Mapping[str, Any]], measured: Measured, test: ImageSet, *, randomised: bool
 ) -> list[dict[str, Any]]:
     """All checks of a full evaluation, in a fixed order; JSON-ready :class:`Verdict`."""
     checks = dict(plan.checks)
@@ -71,6 +74,7 @@ def sanity_checks(
         _other_batch_size(ladder["pgd"], found["other_batch_size"], checks["other_batch_size"].batch_size),
         _better_than_chance(clean[ENSEMBLE]["figures"]["r_at_1"], test),
         _no_clusters_from_attack(plan, clean[ENSEMBLE]["figures"], measured),
+        _averaged(randomised, plan.main[0].draws),
     ]
     return [asdict(verdict) for verdict in verdicts]
 
@@ -228,6 +232,16 @@ def _no_clusters_from_attack(plan: Plan, clean: Mapping[str, Any], measured: Mea
         found[lowest] <= clean["nmi"] + TOLERANCE,
         f"NMI {clean['nmi']:.3f} clean, {found[lowest]:.3f} under {lowest}",
         f"at most {TOLERANCE:g} above clean",
+    )
+
+
+def _averaged(randomised: bool, draws: int) -> Verdict:
+    return Verdict(
+        "randomness",
+        "a model that draws random numbers is attacked in expectation over them",
+        not randomised or draws >= ENOUGH_DRAWS,
+        f"{draws} draw{'s' if draws > 1 else ''} a step of a randomised model" if randomised else "it draws none",
+        f"{ENOUGH_DRAWS} draws or more",
     )
 
 

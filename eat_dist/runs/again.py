@@ -13,7 +13,7 @@ from eat_dist.config import RunConfig, dump_config, load_config, override
 from eat_dist.console import Console
 from eat_dist.errors import ConfigError, StorageError
 from eat_dist.provenance import git_state
-from eat_dist.runs.checks import with_absolute_paths, with_data_prepared
+from eat_dist.runs.checks import check_names, with_absolute_paths, with_data_prepared
 from eat_dist.runs.evaluation import Subject, evaluate_subject, evaluation_folder
 from eat_dist.runs.saved import config_of
 from eat_dist.runs.summary import flat_figures, summary_with
@@ -81,6 +81,7 @@ def evaluate_target(
         config = override(config, assignment)
     if config.evaluation.protocol == "none":
         raise ConfigError("the config's evaluation.protocol is none; give --protocol quick, standard or full")
+    check_names(config)
     if run is not None and not run.exists("summary.json"):
         raise StorageError(f"'{run}' is not a finished run (no summary.json); resume it first: --resume {run}")
     folder = run or Folder.at(output or f"evaluations/{_slug(target)}")
