@@ -50,9 +50,7 @@ def detection(
     count = len(members_clean[0])
     attacked = choose_attacked(count, fraction=fraction, seed=seed)
     chosen = attacked.to(members_clean[0].device)[:, None]
-    mixed = [
-        torch.where(chosen, after, before) for before, after in zip(members_clean, members_attacked, strict=True)
-    ]
+    mixed = [torch.where(chosen, after, before) for before, after in zip(members_clean, members_attacked, strict=True)]
     scores = _scores(mixed, block_size=block_size)
     false_positives, true_positives, _ = roc_curve(attacked.numpy(), scores.numpy(), drop_intermediate=False)
     return {

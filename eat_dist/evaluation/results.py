@@ -34,6 +34,8 @@ def results_of(
     randomised: bool,
 ) -> dict[str, Any]:
     """Assemble the results; nothing here depends on when or how often an evaluation was interrupted."""
+    full = config.protocol == "full"
+    checks = sanity_checks(plan, clean, measured, test, randomised=randomised) if full else []
     entries = {name: _entry(name, clean[name], plan, sizes, measured) for name in clean}
     return {
         "protocol": config.protocol,
@@ -59,9 +61,7 @@ def results_of(
         "transfer": _transfer(plan, measured),
         "ers": ers,
         "detector": _detector(plan, measured),
-        "sanity": sanity_checks(plan, clean, measured, test, randomised=randomised)
-        if config.protocol == "full"
-        else [],
+        "sanity": checks,
         "parts": [_row(part, target, measured[part]) for part in plan.parts for target in part.targets],
     }
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
@@ -11,6 +10,7 @@ import torch
 from safetensors.torch import save as save_safetensors
 from torch.nn import functional
 
+from eat_dist.errors import StorageError
 from eat_dist.evaluation.crafting import Craft, Crafted
 from eat_dist.evaluation.plan import ENSEMBLE, Part, Plan
 from eat_dist.evaluation.victim import Victim, Workers
@@ -48,7 +48,7 @@ def write_showcase(
     part = _strongest(plan, results)
     about = {"attack": part.key(ENSEMBLE), "epsilon": part.epsilon, "seed": victim.seed}
     about |= {"models": victim.digest(ENSEMBLE), "test_set": victim.test.digest()}
-    if folder.exists("showcase.json") and _kept(folder) == about:
+    if _kept(folder) == about:
         return
     clean = learn()[ENSEMBLE]
     queries = victim.retrieval.queries
@@ -91,8 +91,12 @@ def _strongest(plan: Plan, results: Mapping[str, Any]) -> Part:
     return replace(strongest, restarts=1)
 
 
-def _kept(folder: Folder) -> dict[str, Any]:
-    kept = json.loads(folder.read("showcase.json"))
+def _kept(folder: Folder) -> dict[str, Any] | None:
+    """What the showcase in the folder is of; None where there is none, or a damaged one."""
+    try:
+        kept = folder.read_json("showcase.json")
+    except StorageError:
+        return None
     return {name: value for name, value in kept.items() if name not in ("names", "classes")}
 
 

@@ -55,13 +55,12 @@ class Victim:
         other: nn.Module | None = None,
     ) -> Victim:
         """The models behind ``model``, which is moved to ``device``: an ensemble's members are attacked one by one."""
-        # Channels-last convolutions take a quarter off an attack's time on a CPU.
-        whole = model.to(torch.device(device), torch.float32).to(memory_format=torch.channels_last).eval()
+        whole = _ready(model, device)
         models: dict[str, nn.Module] = {ENSEMBLE: whole}
         if isinstance(whole, EmbeddingEnsemble) and len(whole.members) > 1:
             models |= {f"member_{rank}": member for rank, member in enumerate(whole.members)}
         if other is not None:
-            models["other"] = other.to(torch.device(device), torch.float32).eval()
+            models["other"] = _ready(other, device)
         return cls(models, test, seed, device)
 
     def __post_init__(self) -> None:
@@ -130,6 +129,11 @@ class Victim:
 
     def _fused(self, source: str) -> torch.Tensor:
         return fuse([self.clean[name] for name in self._ranks_of(source)])
+
+
+def _ready(model: nn.Module, device: torch.device | str) -> nn.Module:
+    # Channels-last convolutions take a quarter off an attack's time on a CPU.
+    return model.to(torch.device(device), torch.float32).to(memory_format=torch.channels_last).eval()
 
 
 class Job(Protocol[Result_co]):
