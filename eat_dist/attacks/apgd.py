@@ -107,7 +107,7 @@ class AutoStep:
 
     def __init__(self, attack: AutoPgd, images: torch.Tensor, best: Best) -> None:
         self._attack = attack
-        self._project = attack.ball.around(images)
+        self._images = images
         self._best = best
         self._checkpoints = set(checkpoints(attack.num_steps))
         self._k = 0
@@ -126,7 +126,8 @@ class AutoStep:
             self._rises += reading.values > self._values
         if self._k in self._checkpoints:
             current, gradient = self._check(current, gradient)
-        proposal = self._project(current + self._sizes * self._attack.ball.steepest(gradient))
+        ball = self._attack.ball
+        proposal = ball.project(current + self._sizes * ball.steepest(gradient), self._images)
         if self._k > 0:  # α·(z − x) + (1 − α)·(x − x_before); the first step is a plain one
             proposal = torch.lerp(current, proposal, self._attack.momentum)
             proposal.add_(current - self._before, alpha=1 - self._attack.momentum)

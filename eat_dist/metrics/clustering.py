@@ -25,7 +25,7 @@ _MOST_ITERATIONS = 300
 def kmeans_labels(embeddings: torch.Tensor, num_clusters: int, *, seed: int, n_init: int = 10) -> npt.NDArray[np.int64]:
     """Cluster by k-means, the best of ``n_init`` starts by the sum of squared distances.
 
-    A start is greedy k-means++ (Arthur & Vassilvitskii 2007, section 2.2, and their last remark: of 2 + ⌊ln K⌋
+    A start is greedy k-means++ (Arthur & Vassilvitskii 2007, section 2.2 and, greedy, their conclusion: of 2 + ⌊ln K⌋
     candidates the one that leaves the least sum of squared distances); then Lloyd's iteration by faiss until the sum
     no longer falls, at most 300 times. Both are those of scikit-learn, whose NMI and sum it reaches (docs/metrics.md
     has the comparison; faiss' own starts are worse). float32, on the CPU and one thread, so the result does not depend

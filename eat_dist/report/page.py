@@ -1,0 +1,166 @@
+"""The report as one page that needs nothing else, and its figures as files beside it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from jinja2 import Environment, PackageLoader
+
+from eat_dist.errors import ConfigError
+from eat_dist.report.content import Page, Plot, Verdict
+from eat_dist.report.groups import disagreements, group_by_seed
+from eat_dist.report.reading import Run, read_runs
+from eat_dist.report.sections import SECTIONS
+from eat_dist.report.wording import NORMS, joined, percent, radius
+from eat_dist.storage import Folder
+
+OnProgress = Callable[[str, int, int], None]
+_HEADLINE = (("r_at_1", "R@1"), ("nmi", "NMI"))
+_MOST_NAMED = 3
+
+
+@dataclass(frozen=True)
+class ReportFiles:
+    """What was written.
+
+    Attributes:
+        page: Path or URL of the page.
+        figures: Path or URL of every figure, PNG and SVG; empty where there was nothing to draw.
+    """
+
+    page: str
+    figures: tuple[str, ...]
+
+
+def write_report(
+    folders: Sequence[Folder], output: str, *, title: str | None = None, on_progress: OnProgress | None = None
+) -> ReportFiles:
+    """Write the report of one run, or of several side by side.
+
+    The page ``STEM.html`` holds all it shows. Its drawings are also written to ``STEM_figures/`` as PNG and SVG. The
+    same folders, output name and title give the same bytes. Everything is made before anything is written, and the page
+    is written last, so a page that is there is whole and its figures are there.
+
+    Args:
+        folders: Run folders, or folders of evaluated foreign models; each with an ``evaluation/``.
+        output: Path or URL of the page, ending in ``.html``; replaced if it is there.
+        title: Heading of the page; default: from the names of the runs.
+        on_progress: Called with a section's title, the sections done and all of them.
+
+    Raises:
+        ConfigError: ``output`` is not an ``.html`` file, or no folder or one twice was given.
+        StorageError: A folder or its evaluation is missing or damaged, or the report cannot be written.
+    """
+    if not output.endswith(".html") or output.rpartition("/")[2] == ".html":
+        raise ConfigError(f"expected the report's file name to end in .html; got '{output}'")
+    page = make_page(read_runs(folders), title=title, on_progress=on_progress)
+    where, _, name = output.rpartition("/")
+    stem = name.removesuffix(".html")
+    # An absolute path directly below the root has nothing before its only slash.
+    folder = Folder.at(where or ("/" if output.startswith("/") else "."))
+    plots = page.plots()
+    html = render(page, figures_folder=f"{stem}_figures" if plots else None)
+    figures = _write(folder, name, html, plots)
+    return ReportFiles(f"{folder}/{name}", tuple(f"{folder}/{figure}" for figure in figures))
+
+
+def make_page(runs: Sequence[Run], *, title: str | None = None, on_progress: OnProgress | None = None) -> Page:
+    """Put the page together; nothing is written."""
+    groups = group_by_seed(runs)
+    sections = []
+    for position, section in enumerate(SECTIONS):
+        if on_progress is not None:
+            on_progress(section.__name__, position, len(SECTIONS))
+        sections.append(section(groups))
+    if on_progress is not None:
+        on_progress("page", len(SECTIONS), len(SECTIONS))
+    differing = disagreements(runs)
+    warnings = []
+    if differing:
+        warnings.append(
+            f"These runs were not measured alike: they differ in {joined(differing)}. "
+            "Their figures may not be compared; no best is marked."
+        )
+    return Page(
+        title=title or _title([group.label for group in groups]),
+        subtitle=_subtitle(runs, differing),
+        verdicts=[verdict(run) for run in runs],
+        warnings=warnings,
+        sections=[section for section in sections if section.blocks],
+    )
+
+
+def verdict(run: Run) -> Verdict:
+    """What may be said of a run's figures, and the figures."""
+    evaluation = run.evaluation
+    checks, failed = len(evaluation.sanity), len(evaluation.failed)
+    outcome: Literal["pass", "fail", "none"] = "none" if not checks else "fail" if failed else "pass"
+    sentences = {
+        "none": f"○ No sanity checks were run (protocol {evaluation.protocol}): read the attacked figures as upper "
+        "bounds on robustness.",
+        "fail": f"✗ {failed} of {checks} sanity checks failed: do not quote these figures.",
+        "pass": f"✓ All {checks} sanity checks passed: the figures may be quoted.",
+    }
+    clean, worst = evaluation.ensemble.clean, evaluation.ensemble.worst
+    about = [evaluation.defense or "defense not known", evaluation.dataset, f"seed {evaluation.seed}"]
+    if evaluation.target.members:
+        about.append(f"{evaluation.target.members} member{'s' * (evaluation.target.members != 1)}")
+    return Verdict(
+        label=run.label,
+        about=" · ".join(about),
+        outcome=outcome,
+        sentence=sentences[outcome],
+        figures=[(name, percent(clean.get(figure)), percent(worst.get(figure))) for figure, name in _HEADLINE],
+        shares=[(_share(clean.get(figure)), _share(worst.get(figure))) for figure, _ in _HEADLINE],
+    )
+
+
+def render(page: Page, *, figures_folder: str | None) -> str:
+    """The page as HTML, everything from outside escaped.
+
+    Args:
+        page: What it shows.
+        figures_folder: Where its drawings lie as files; None where there are none.
+    """
+    environment = Environment(
+        loader=PackageLoader("eat_dist.report"), autoescape=True, trim_blocks=True, lstrip_blocks=True
+    )
+    return environment.get_template("report.html").render(page=page, figures_folder=figures_folder)
+
+
+def _write(folder: Folder, name: str, html: str, plots: Sequence[Plot]) -> list[str]:
+    """The figures, then the page. What a failed attempt wrote is taken away, unless figures were there before."""
+    beside = f"{name.removesuffix('.html')}_figures"
+    files = {f"{beside}/{plot.name}.{form}": getattr(plot, form) for plot in plots for form in ("png", "svg")}
+    new = not folder.exists(beside)
+    try:
+        for file, content in files.items():
+            folder.write(file, content)
+        folder.write(name, html.encode())
+    except BaseException:
+        if new:
+            folder.delete(beside)
+        raise
+    return list(files)
+
+
+def _title(labels: list[str]) -> str:
+    return f"Robustness of {joined(labels) if len(labels) <= _MOST_NAMED else f'{len(labels)} models'}"
+
+
+def _subtitle(runs: Sequence[Run], differing: list[str]) -> str:
+    evaluation = runs[0].evaluation
+    images = f"{evaluation.images:,} images of {evaluation.classes} unseen classes" if evaluation.images else ""
+    parts = {
+        "dataset": evaluation.dataset,
+        "test images": images,
+        "ε": f"{NORMS.get(evaluation.norm, evaluation.norm)} ε = {radius(evaluation.epsilon, evaluation.norm)}",
+        "protocol": f"protocol {evaluation.protocol}",
+    }
+    return " · ".join(text for aspect, text in parts.items() if text and aspect not in differing)
+
+
+def _share(value: float | None) -> float:
+    return 0.0 if value is None else min(max(value, 0.0), 1.0)
