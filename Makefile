@@ -4,6 +4,7 @@ VENV   ?= .venv
 BIN    := $(VENV)/bin
 LOCK   := $(shell sha256sum requirements.lock | cut -c1-16)
 DEPS   := $(VENV)/.installed-$(LOCK)
+RIVALS := $(VENV)/.rivals
 HERE   := $(VENV)/.package-$(shell pwd | sha256sum | cut -c1-16)
 # Threads of several processes on a few cores wait for each other by spinning; the members set their own number.
 export OMP_NUM_THREADS ?= 1
@@ -25,9 +26,11 @@ format: $(HERE)
 	$(BIN)/ruff check --fix eat_dist tests benchmarks
 	$(BIN)/ruff format eat_dist tests benchmarks
 
-bench: $(HERE)
+bench: $(HERE) $(RIVALS)
 	$(BIN)/python benchmarks/speed.py $(ARGS)
 	$(BIN)/python benchmarks/loading.py --size 96 --repeats 3
+	$(BIN)/python benchmarks/attacks.py
+	$(BIN)/python benchmarks/evaluation_scale.py
 
 # The stamp is written last, so an installation that was interrupted is done again.
 $(DEPS): requirements.lock
@@ -35,6 +38,11 @@ $(DEPS): requirements.lock
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip
 	$(BIN)/python -m pip install --quiet --requirement requirements.lock
+	touch $@
+
+# Other attack libraries, for comparison. Without their dependencies: torchattacks pins a version of requests that MLflow cannot use.
+$(RIVALS): $(DEPS) benchmarks/requirements.txt
+	$(BIN)/python -m pip install --quiet --no-deps --requirement benchmarks/requirements.txt
 	touch $@
 
 # An environment may be shared by several checkouts; the package is the one used last.

@@ -9,14 +9,14 @@ from math import ceil
 
 import pytest
 import torch
-from attack_table import OBJECTIVES, make_objective, small_images, small_model, small_objective
-from small_victims import unseen_digits, victim
 
+from attack_table import OBJECTIVES, make_objective, small_images, small_model, small_objective
 from eat_dist.attacks import ATTACKS, Ball, Best, GradientAttack, Reading, WhiteBox
 from eat_dist.attacks.apgd import AutoPgd, AutoStep, checkpoints
 from eat_dist.attacks.ball import Norm
 from eat_dist.config import AttackConfig
 from eat_dist.seeding import generator
+from small_victims import unseen_digits, victim
 
 
 def test_the_checkpoints_are_those_of_the_paper() -> None:

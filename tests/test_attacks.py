@@ -6,9 +6,9 @@ from itertools import product
 
 import pytest
 import torch
-from attack_table import EVERY_ROW, LABELS, OBJECTIVES, Counted, small_images, small_model, small_objective
 from torch import nn
 
+from attack_table import EVERY_ROW, LABELS, OBJECTIVES, Counted, small_images, small_model, small_objective
 from eat_dist.attacks import ATTACKS, Ball, GradientAttack, Objective, WhiteBox, ascend, frozen, steepest_ascent
 from eat_dist.attacks.ball import Norm
 from eat_dist.attacks.objectives import batch_loss, random_wrong_centroid

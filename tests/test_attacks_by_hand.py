@@ -10,9 +10,9 @@ from math import exp, log, sqrt
 
 import pytest
 import torch
-from attack_table import small_images, small_model, small_objective
 from torch import nn
 
+from attack_table import small_images, small_model, small_objective
 from eat_dist.attacks import ATTACKS, Ball, Best, Reading, Transfer, WhiteBox
 from eat_dist.attacks.ball import Norm
 from eat_dist.attacks.objectives import (
@@ -133,12 +133,12 @@ def test_every_objective_draws_the_embedding_to_the_other_class(name: str, own: 
 
 
 def test_momentum_by_hand() -> None:
-    """Equation (6) with μ = 1 and gradients (4, 0), (−1, 1), (0, 8): lengths in L1 are 4, 2 and 8.
+    """Equation (6) with μ = 1 and gradients (4, 0), (−1, 1), (−9, 11): lengths in L1 are 4, 2 and 20.
 
-    Accumulated: (1, 0), (1/2, 1/2), (1/2, 3/2). In L∞, steps of 0.1: (0.1, 0), (0.1, 0.1), (0.1, 0.1): from (0.5, 0.5)
-    to (0.6, 0.5), (0.7, 0.6), (0.8, 0.7). PGD instead would have turned back at the second step.
+    Accumulated: (1, 0), (0.5, 0.5), (0.05, 1.05); by lengths in L2 the last would have turned to the left. In L∞, steps
+    of 0.1: from (0.5, 0.5) to (0.6, 0.5), (0.7, 0.6), (0.8, 0.7). PGD would have turned back at the second step.
     """
-    gradients = [(4.0, 0.0), (-1.0, 1.0), (0.0, 8.0)]
+    gradients = [(4.0, 0.0), (-1.0, 1.0), (-9.0, 11.0)]
 
     class Scripted(WhiteBox):
         def read(self, images: torch.Tensor) -> Reading:

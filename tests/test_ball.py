@@ -45,7 +45,7 @@ def test_no_argument_of_a_projection_is_changed(norm: Norm) -> None:
     projected = Ball(norm, 0.2).project(perturbed, images)
     assert torch.equal(images, before[0])
     assert torch.equal(perturbed, before[1])
-    assert torch.equal(Ball(norm, 0.2).around(images)(perturbed), projected)
+    assert not torch.equal(projected, perturbed)
 
 
 @pytest.mark.parametrize("norm", ["linf", "l2"])

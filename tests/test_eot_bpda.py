@@ -8,15 +8,15 @@ from math import pi
 
 import pytest
 import torch
-from attack_table import make_objective, small_images, small_model
-from small_victims import recall_at_1, unseen_digits, victim
 from torch import nn
 
+from attack_table import make_objective, small_images, small_model
 from eat_dist.attacks import ATTACKS, Ball, Best, Bpda, MemberSum, Reading, WhiteBox, ascend, seeded
 from eat_dist.attacks.ball import Norm
 from eat_dist.config import AttackConfig
 from eat_dist.errors import ConfigError
 from eat_dist.seeding import generator
+from small_victims import recall_at_1, unseen_digits, victim
 
 COUNT = 100
 

@@ -127,10 +127,12 @@ class AutoStep:
         if self._k in self._checkpoints:
             current, gradient = self._check(current, gradient)
         ball = self._attack.ball
-        proposal = ball.project(current + self._sizes * ball.steepest(gradient), self._images)
+        proposal = torch.addcmul(current, self._sizes, ball.steepest(gradient))
+        proposal = ball.project(proposal, self._images)
         if self._k > 0:  # α·(z − x) + (1 − α)·(x − x_before); the first step is a plain one
-            proposal = torch.lerp(current, proposal, self._attack.momentum)
-            proposal.add_(current - self._before, alpha=1 - self._attack.momentum)
+            momentum = self._attack.momentum
+            proposal.lerp_(current, 1 - momentum).add_(current, alpha=1 - momentum)
+            proposal.sub_(self._before, alpha=1 - momentum)
         self._before, self._values = current, reading.values
         self._k += 1
         return proposal

@@ -5,7 +5,6 @@ Every iterate of every attack goes through :meth:`Ball.project`; an attack is no
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
@@ -41,18 +40,20 @@ class Ball:
             images: [B, C, H, W] in [0, 1], the centres.
 
         Returns:
-            [B, C, H, W] in [0, 1], within ``epsilon`` of ``images``.
+            [B, C, H, W] in [0, 1], within ``epsilon`` of ``images``, detached; new memory.
         """
-        return self.around(images)(perturbed)
-
-    def around(self, images: torch.Tensor) -> Callable[[torch.Tensor], torch.Tensor]:
-        """:meth:`project` onto the balls of these images, for a loop: what stays the same is worked out once."""
+        perturbed, images = perturbed.detach(), images.detach()
         if self.norm == "linf":
-            lowest, highest = (images - self.epsilon).clamp_(0.0, 1.0), (images + self.epsilon).clamp_(0.0, 1.0)
-            return lambda perturbed: perturbed.clamp(lowest, highest)
-        if self.norm == "l2":
-            return lambda perturbed: self._shortened(perturbed - images).add_(images).clamp_(0.0, 1.0)
-        return lambda perturbed: torch.where(self._most_changed(perturbed - images), perturbed, images).clamp_(0.0, 1.0)
+            inside = images - self.epsilon
+            torch.maximum(inside, perturbed, out=inside)
+            torch.minimum(inside, images + self.epsilon, out=inside)
+        elif self.norm == "l2":
+            inside = perturbed - images
+            inside *= (self.epsilon / _lengths(inside)).clamp(max=1.0)
+            inside += images
+        else:
+            inside = torch.where(self._most_changed(perturbed - images), perturbed, images)
+        return inside.clamp_(0.0, 1.0)
 
     def random_point(self, images: torch.Tensor, generators: Generators) -> torch.Tensor:
         """A point drawn uniformly from each image's ball, then clipped to [0, 1].
@@ -86,10 +87,6 @@ class Ball:
             return (offset != 0).any(dim=1).flatten(1).float().mean(dim=1)
         distances: torch.Tensor = offset.flatten(1).norm(p=float("inf") if self.norm == "linf" else 2, dim=1)
         return distances
-
-    def _shortened(self, offset: torch.Tensor) -> torch.Tensor:
-        """The offsets longer than ε cut to that length, in new memory."""
-        return offset * (self.epsilon / _lengths(offset)).clamp(max=1.0)
 
     def _most_changed(self, offset: torch.Tensor) -> torch.Tensor:
         """[B, 1, H, W] bool: the ⌊ε·H·W⌋ pixels of each image with the largest change in any channel."""

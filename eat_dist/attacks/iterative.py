@@ -62,8 +62,7 @@ def ascend(
             must give one an image); costs one more forward pass. On a randomised surface see :class:`Best`.
     """
     images = images.detach()
-    project = ball.around(images)
-    current = project(start.detach())
+    current = ball.project(start.detach(), images)
     if num_steps == 0:
         return Steps(current, None)
     first_embeddings: torch.Tensor | None = None
@@ -75,7 +74,8 @@ def ascend(
                 first_embeddings = reading.embeddings
             if keep == "best":
                 best.see(current, reading.values)
-            current = project(step(current, reading))
+            current = ball.project(step(current, reading), images)
+            del reading  # its gradient need not be held through the next pass
         if keep == "best":
             best.see(current, surface.values(current))
             current = best.settled(surface)

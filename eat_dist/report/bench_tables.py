@@ -128,7 +128,7 @@ def ers(groups: Sequence[Group]) -> Table:
         caption="Empirical robustness score and the ten measurements it is made of",
         columns=columns + [Column(label) for label in ERS_PARTS.values()],
         rows=rows,
-        note="A collapsed model scores well on TMA and ES:D: read ERS with the clean R@1. "
+        note="A collapsed model scores well on ES:D: read ERS with the clean R@1. "
         "“compatible” repeats two indexing slips of the published code, for comparison with its tables.",
     )
 
