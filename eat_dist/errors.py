@@ -31,3 +31,7 @@ class NonFiniteLossError(EatError):
 
 class MemberLateError(ClusterError):
     """A member did not hand in its part of a gather in time. The message names it."""
+
+
+class NonFiniteEmbeddingError(EatError, ValueError):
+    """A model's embedding is NaN or infinite."""

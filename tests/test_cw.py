@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from attacked import Watched, per_image, undefended
 from torch import nn
 
+from attacked import Watched, per_image, undefended
 from eat_dist.attacks import ATTACKS, Ball, WhiteBox
 from eat_dist.attacks.cw import CarliniWagner
 from eat_dist.attacks.objectives import displacement, nearest_wrong_centroid

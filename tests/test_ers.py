@@ -12,7 +12,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from small_victims import unseen_digits, victim
 from torch import nn
 
 from eat_dist.attacks import Ball, GradientAttack
@@ -20,6 +19,7 @@ from eat_dist.data.images import LabelledImages
 from eat_dist.evaluation.ers import FIGURES, READINGS, ers, ers_results, ers_sample, ers_score, run_attack
 from eat_dist.evaluation.ers_attacks import ERS_ATTACKS
 from eat_dist.evaluation.ers_gallery import Gallery, Pairs
+from small_victims import unseen_digits, victim
 
 PUBLISHED = Path(__file__).with_name("ers_published.csv")
 #          place   0   1   2    3    4    5

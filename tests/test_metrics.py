@@ -6,8 +6,11 @@ import math
 import numpy as np
 import pytest
 import torch
+from sklearn.cluster import KMeans
 
-from eat_dist.metrics import ami, hits_at_k, kmeans_labels, map_at_r, nmi, pairwise_f1, recall_at_k
+from eat_dist.evaluation.figures import Retrieval
+from eat_dist.metrics import ami, hits_at_k, kmeans_labels, map_at_r, nmi, pairwise_f1, recall_at_k, search
+from eat_dist.metrics.kmeans import _lloyd
 from eat_dist.seeding import generator
 
 
@@ -105,6 +108,71 @@ def test_retrieval_equals_naive_loops(sets):
     assert torch.equal(hits, expected)
     value = map_at_r(query, query_labels, gallery, gallery_labels, exclude_self=exclude_self)
     assert value == pytest.approx(np.mean([naive_average_precision(ranking) for ranking in rankings]))
+
+
+@pytest.mark.parametrize("sets", list(both_ways()))
+@pytest.mark.parametrize("block_size", [3, 100])
+def test_one_pass_gives_the_figures_of_two(sets, block_size):
+    query, query_labels, gallery, gallery_labels, own = sets
+    sides = (query, query_labels, gallery, gallery_labels)
+    # More than the gallery has, too: every query's class is found there.
+    ks = (1, 2, 4, 30, 50)
+    found = search(*sides, ks=ks, exclude_self=own, block_size=block_size)
+    assert torch.equal(found.hits, hits_at_k(*sides, ks=ks, exclude_self=own))
+    assert float(found.average_precision.mean()) == map_at_r(*sides, exclude_self=own)
+    rankings = naive_rankings(query, query_labels, gallery, gallery_labels, own)
+    expected = [naive_average_precision(ranking) for ranking in rankings]
+    assert found.average_precision.tolist() == pytest.approx(expected)
+    assert found.hits[:, -1].all()
+
+
+def test_classes_of_very_different_sizes_keep_their_own_r():
+    """Classes of 2 and of 30: padding a small class up to the largest must not count."""
+    embeddings, _ = random_set("uneven", count=32, ties=False)
+    labels, own = torch.tensor([0, 1] + [0] * 14 + [1] + [0] * 15), torch.arange(32)
+    found = search(embeddings, labels, embeddings, labels, ks=(1, 2), exclude_self=own, block_size=5)
+    rankings = naive_rankings(embeddings, labels, embeddings, labels, own)
+    assert found.average_precision.tolist() == pytest.approx([naive_average_precision(r) for r in rankings])
+    assert found.hits.tolist() == [[r[0], any(r[:2])] for r in rankings]
+
+
+def all_against_all(labels: torch.Tensor) -> Retrieval:
+    everything = torch.arange(len(labels))
+    return Retrieval("all_against_all", (1, 2, 4, 8), labels, everything, everything)
+
+
+def test_retrieved_are_the_bits_of_the_figures_for_any_part_in_any_order():
+    clean, labels = random_set("set", count=41, ties=False)
+    attacked = clean + 0.7 * torch.randn(41, 8, generator=generator("test metrics", "attack"))
+    _, bits = all_against_all(labels).figures(attacked, clean)
+    assert 0 < int(bits.sum()) < 41
+    for part in (torch.randperm(41, generator=generator("test metrics", "part"))[:17], torch.tensor([3, 3]), bits[:0]):
+        indices = part.long()
+        found = all_against_all(labels).retrieved(attacked[indices], indices, clean)
+        assert torch.equal(found, bits[indices])
+
+
+def test_retrieved_leaves_out_the_own_clean_copy_and_counts_a_tie_as_lost():
+    """At 0° 1° 50° 51° with classes a b a b each is nearest to itself and then to the other class.
+
+    Image 0 moved to 50° meets its class there; moved to 0.5°, it is nearest to b, its own clean copy apart; moved to
+    25.5°, b at 1° and a at 50° are equally far (24.5°), and the tie is lost.
+    """
+    clean, labels = directions(0, 1, 50, 51), torch.tensor([0, 1, 0, 1])
+    attacked, indices = directions(50, 0.5, 25.5), torch.zeros(3, dtype=torch.int64)
+    assert all_against_all(labels).retrieved(attacked, indices, clean).tolist() == [True, False, False]
+
+
+def test_retrieved_asks_nothing_of_an_image_that_is_no_query():
+    """Queries 0 (class a, at 0°) and 3 (b, at 30°) against a gallery of a at 40° and b at 10°: both miss."""
+    labels, clean = torch.tensor([0, 0, 1, 1]), directions(0, 40, 10, 30)
+    retrieval = Retrieval("query_gallery", (1,), labels, torch.tensor([0, 3]), torch.tensor([1, 2]))
+    indices = torch.tensor([3, 2, 1, 0])
+    found = retrieval.retrieved(clean[indices], indices, clean)
+    assert found.tolist() == [False, True, True, False]
+    assert retrieval.figures(clean, clean)[1].tolist() == [False, False]
+    moved = retrieval.retrieved(directions(39, 11), torch.tensor([0, 3]), clean)
+    assert moved.tolist() == [True, True]
 
 
 @pytest.mark.parametrize("block_size", [1, 7, 41, 100])
@@ -216,3 +284,55 @@ def test_kmeans_finds_separate_clusters_and_depends_on_its_seed_alone():
 def test_kmeans_refuses_more_clusters_than_samples():
     with pytest.raises(ValueError, match="got 3 and 4 clusters"):
         kmeans_labels(directions(0, 1, 2), 4, seed=0)
+
+
+def test_kmeans_reaches_the_sum_of_squares_of_scikit_learn_and_plain_starts_do_not():
+    """400 samples around 40 centres that lie close together, where the choice of the starts tells."""
+    drawn = generator("test metrics", "close clusters")
+    labels = torch.arange(400) % 40
+    embeddings = torch.randn(40, 12, generator=drawn)[labels] + 0.6 * torch.randn(400, 12, generator=drawn)
+    points = embeddings.double().numpy()
+
+    def mean_sum(cluster):
+        found = [cluster(seed) for seed in range(8)]
+        return np.mean([sum(np.square(points[c == k] - points[c == k].mean(0)).sum() for k in set(c)) for c in found])
+
+    ours = mean_sum(lambda seed: kmeans_labels(embeddings, 40, seed=seed, n_init=2))
+    theirs = mean_sum(lambda seed: KMeans(40, n_init=2, random_state=seed).fit_predict(points))
+    random = mean_sum(lambda seed: KMeans(40, init="random", n_init=2, random_state=seed).fit_predict(points))
+    assert ours == pytest.approx(theirs, rel=0.02)
+    assert random > 1.04 * ours
+
+
+def test_kmeans_of_equal_samples_and_of_as_many_clusters_as_samples():
+    assert set(kmeans_labels(torch.ones(6, 2), 3, seed=0)) <= {0, 1, 2}
+    assert sorted(kmeans_labels(directions(0, 40, 90, 180), 4, seed=0)) == [0, 1, 2, 3]
+    assert set(kmeans_labels(directions(0, 40, 90, 180), 1, seed=0)) == {0}
+
+
+def test_kmeans_does_not_depend_on_the_number_of_threads_and_leaves_it_as_it_was():
+    embeddings = torch.randn(600, 24, generator=generator("test metrics", "threads"))
+    found, before = [], torch.get_num_threads()
+    try:
+        for threads in (1, 3):
+            torch.set_num_threads(threads)
+            found.append(kmeans_labels(embeddings, 200, seed=0, n_init=1))
+            assert torch.get_num_threads() == threads
+    finally:
+        torch.set_num_threads(before)
+    assert np.array_equal(*found)
+
+
+def test_lloyds_iteration_ends_in_means_that_are_nearest_to_their_own_samples():
+    embeddings = torch.randn(300, 6, generator=generator("test metrics", "lloyd"))
+    clusters = torch.from_numpy(kmeans_labels(embeddings, 12, seed=0, n_init=1))
+    means = torch.stack([embeddings[clusters == k].mean(dim=0) for k in range(12)])
+    assert torch.equal(torch.cdist(embeddings.double(), means.double()).argmin(dim=1), clusters)
+
+
+def test_an_empty_cluster_restarts_at_the_sample_farthest_from_its_centre():
+    """Samples at 0, 1 and 9 on a line with centres at 0 and at 100: the second has none, and 9 is farthest."""
+    points = torch.tensor([[0.0], [1.0], [9.0]])
+    total, clusters = _lloyd(points, torch.tensor([[0.0], [100.0]]))
+    assert clusters.tolist() == [0, 0, 1]
+    assert total == pytest.approx(0.5)

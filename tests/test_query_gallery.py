@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import subprocess
 import sys
 from dataclasses import replace
@@ -16,18 +17,19 @@ from torch import nn
 from torch.nn import functional
 
 from dataset_layouts import write_inshop
-from eat_dist.attacks import Ball
 from eat_dist.batch import Batch
 from eat_dist.config import DataConfig, EvaluationConfig
 from eat_dist.data.images import ImageSet, Indices, LabelledImages
 from eat_dist.data.load import load_dataset
 from eat_dist.data.memory import in_memory
 from eat_dist.data.shards import ShardImages
-from eat_dist.evaluation import References, attack_batches, embed_images, evaluate
+from eat_dist.evaluation import OBJECTIVES, References, evaluate
+from eat_dist.evaluation.references import Aimed
 from eat_dist.metrics import kmeans_labels, nmi
 from eat_dist.models.ensemble import EmbeddingEnsemble
 from eat_dist.seeding import derive_seed, generator
 from eat_dist.storage import Folder
+from evaluation_cases import crafted, quick_part, victim_of
 
 CONFIG = EvaluationConfig(num_steps=3, kmeans_seeds=1, batch_size=16)
 KS = (1, 10, 20, 30)
@@ -73,7 +75,12 @@ def measure(images: ImageSet, folder: Path, *, epsilon: float, members: int = 1)
 def retrieved(folder: Path) -> dict[str, str]:
     """The bits of each part of the ensemble."""
     parts = (json.loads(path.read_text(encoding="utf-8")) for path in sorted((folder / "parts").iterdir()))
-    return {part["fingerprint"]["part"].removeprefix("ensemble "): part["retrieved"] for part in parts}
+    return {
+        f"pgd3/{part['fingerprint']['objective']}" if "targets" in part else "clean": (
+            part["targets"]["ensemble"] if "targets" in part else part
+        )["retrieved"]
+        for part in parts
+    }
 
 
 def angled(*samples: tuple[float, int, bool]) -> LabelledImages:
@@ -138,21 +145,11 @@ def naive_average_precision(ranking: list[bool]) -> float:
 
 def clean_and_attacked(images: ImageSet, objective: str, *, epsilon: float) -> tuple[torch.Tensor, torch.Tensor]:
     """[N, D] embeddings of all clean and of all attacked images, computed outside the protocol."""
-    model = Pixels()
-    [clean] = embed_images([model], images, batch_size=100, device="cpu")
-    [batch] = attack_batches(
-        model,
-        images,
-        objective=objective,
-        references=References.of(clean, images, seed=0),
-        ball=Ball("linf", epsilon),
-        num_steps=CONFIG.num_steps,
-        step_size=2.5 * epsilon / CONFIG.num_steps,
-        batch_size=100,
-        seed=0,
-        device="cpu",
-    )
-    return clean, model(batch.adversarial)
+    victim = victim_of(Pixels(), images)
+    part = quick_part(objective, epsilon=epsilon, num_steps=CONFIG.num_steps)
+    [batch] = crafted(victim, part, batch_size=100)
+    assert batch.images is not None
+    return victim.clean["ensemble"], Pixels()(batch.images)
 
 
 def test_queries_search_the_gallery_alone(by_hand: LabelledImages, tmp_path: Path) -> None:
@@ -231,14 +228,21 @@ def test_roles_change_retrieval_and_neither_the_attack_nor_clustering(random: La
 def test_centroids_are_of_queries_and_gallery_together() -> None:
     """Class a at 0° (query) and 20°, b at 60° and 80° (query): their centroids lie at 10° and 70°."""
     images = angled((80, 1, True), (0, 0, True), (60, 1, False), (20, 0, False))
-    [clean] = embed_images([Pixels()], images, batch_size=3, device="cpu")
+    clean = victim_of(Pixels(), images).clean["ensemble"]
     references = References.of(clean, images, seed=0)
     angles = torch.atan2(references.centroids[:, 1], references.centroids[:, 0]).rad2deg()
     assert angles.tolist() == pytest.approx([10, 70], abs=0.2)
-    chosen = references.at(torch.tensor([3, 0]), "cpu")
-    assert chosen.labels.tolist() == [0, 1]
-    assert chosen.wrong_classes.tolist() == [1, 0]
-    assert torch.equal(chosen.clean, clean[[3, 0]])
+    # The fourth image (a, 20°) and the first (b, 80°), both asked about an embedding at 30°.
+    chosen = Aimed(references, torch.tensor([3, 0]))
+    asked = torch.tensor([[0.75**0.5, 0.5], [0.75**0.5, 0.5]])
+    cosines = [
+        [math.cos(math.radians(angle)) for angle in angles] for angles in ((70 - 30, 30 - 10), (30 - 10, 70 - 30))
+    ]
+    wrong = [other for other, _ in cosines]
+    assert OBJECTIVES["random_wrong_centroid"](chosen)(asked).tolist() == pytest.approx(wrong, abs=0.01)
+    margins = [other - own for other, own in cosines]
+    assert OBJECTIVES["nearest_wrong_centroid"](chosen)(asked).tolist() == pytest.approx(margins, abs=0.01)
+    assert OBJECTIVES["displacement"](chosen)(clean[[3, 0]]).tolist() == pytest.approx([0, 0], abs=1e-6)
 
 
 def test_a_part_is_measured_again_when_the_roles_have_changed(random: LabelledImages, tmp_path: Path) -> None:

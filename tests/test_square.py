@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from attacked import per_image, undefended
 
+from attacked import per_image, undefended
 from eat_dist.attacks import ATTACKS, Ball, Reading, WhiteBox
 from eat_dist.attacks.square import Square, pixel_share
 from eat_dist.config import AttackConfig, ModelConfig

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, TypeVar
@@ -44,7 +45,12 @@ class RayWorkers:
 
     def __init__(self, build: Callable[[torch.device], Victim], *, count: int, config: ClusterConfig) -> None:
         connect(config)
-        placement = place(nodes(), members=count, config=config)
+        placement = place(nodes(), members=count, config=config, what="workers", fewer="--workers")
+        if not placement.gpus and config.cpus_per_member is None:
+            # A whole CPU each: workers that take turns on one gain nothing.
+            whole = config.model_copy(update={"cpus_per_member": 1.0})
+            placement = place(nodes(), members=count, config=whole, what="workers", fewer="--workers")
+        device = "cuda" if placement.gpus else "cpu"
         options = {
             "num_cpus": placement.cpus,
             "num_gpus": placement.gpus,
@@ -52,7 +58,7 @@ class RayWorkers:
             "max_task_retries": config.max_restarts,
         }
         actor = ray.remote(**options)(_Worker)
-        self._workers = [actor.remote(build, placement.threads) for _ in range(count)]
+        self._workers = [actor.remote(build, device, placement.threads, os.getcwd()) for _ in range(count)]
         self._clean: list[Any] = []
 
     def learn(self, clean: Mapping[str, torch.Tensor]) -> None:
@@ -77,9 +83,12 @@ class RayWorkers:
 
 
 class _Worker:
-    def __init__(self, build: Callable[[torch.device], Victim], threads: int) -> None:
+    def __init__(self, build: Callable[[torch.device], Victim], device: str, threads: int, working_folder: str) -> None:
         torch.set_num_threads(threads)
-        self.victim = build(torch.device("cuda" if torch.cuda.is_available() else "cpu"))
+        # What the user named relative to his folder, a run or a module, is not beside Ray's own.
+        if os.path.isdir(working_folder):
+            os.chdir(working_folder)
+        self.victim = build(torch.device(device))
         self.learnt: Any = None
 
     def do(self, job: Job[Result], batch: torch.Tensor, clean: Sequence[Any]) -> Result:

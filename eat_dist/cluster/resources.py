@@ -44,43 +44,57 @@ class Placement:
         return {name: amount for name, amount in named.items() if amount > 0}
 
 
-def place(nodes: Sequence[Node], *, members: int, config: ClusterConfig) -> Placement:
+def place(
+    nodes: Sequence[Node],
+    *,
+    members: int,
+    config: ClusterConfig,
+    what: str = "members",
+    fewer: str = "ensemble.members",
+) -> Placement:
     """A whole GPU each where the cluster has them, else an equal share of the CPUs.
+
+    Args:
+        nodes: Of the cluster.
+        members: How many there are.
+        config: What each gets.
+        what: They are called this in an error.
+        fewer: The setting that says how many there are.
 
     Raises:
         ClusterError: The cluster cannot hold all members at once; with the arithmetic and what to change.
     """
     gpus = sum(node.gpus for node in nodes)
     if config.device == "cuda" or (config.device == "auto" and gpus > 0):
-        return _on_gpus(nodes, members=members, config=config)
+        return _on_gpus(nodes, members=members, config=config, what=what, fewer=fewer)
     share = config.cpus_per_member or _equal_share([node.cpus for node in nodes], members)
-    _require(nodes, members=members, cpus=share, gpus=0.0)
+    _require(nodes, members=members, cpus=share, gpus=0.0, what=what, fewer=fewer)
     if share < _SMALLEST_SHARE:
         raise ClusterError(
-            f"{members} members on {sum(node.cpus for node in nodes):g} CPUs would get {share:g} each, below "
-            f"{_SMALLEST_SHARE:g}; lower ensemble.members or add nodes"
+            f"{members} {what} on {sum(node.cpus for node in nodes):g} CPUs would get {share:g} each, below "
+            f"{_SMALLEST_SHARE:g}; lower {fewer} or add nodes"
         )
     return Placement(share, 0.0, config.threads_per_member or max(1, int(share)), "gloo")
 
 
-def _on_gpus(nodes: Sequence[Node], *, members: int, config: ClusterConfig) -> Placement:
+def _on_gpus(nodes: Sequence[Node], *, members: int, config: ClusterConfig, what: str, fewer: str) -> Placement:
     cpus = config.cpus_per_member or 0.0
-    _require(nodes, members=members, cpus=cpus, gpus=config.gpus_per_member)
+    _require(nodes, members=members, cpus=cpus, gpus=config.gpus_per_member, what=what, fewer=fewer)
     # NCCL refuses two ranks on one GPU, so members that share one exchange through gloo.
     backend = "cpu:gloo,cuda:nccl" if config.gpus_per_member >= 1 else "gloo"
     return Placement(cpus, config.gpus_per_member, config.threads_per_member or max(1, int(cpus)), backend)
 
 
-def _require(nodes: Sequence[Node], *, members: int, cpus: float, gpus: float) -> None:
+def _require(nodes: Sequence[Node], *, members: int, cpus: float, gpus: float, what: str, fewer: str) -> None:
     room = sum(_fit(node, cpus=cpus, gpus=gpus) for node in nodes)
     if room >= members:
         return
     each = " and ".join(f"{amount:g} {kind}" for amount, kind in ((gpus, "GPU"), (cpus, "CPU")) if amount)
     there = f"{sum(n.gpus for n in nodes):g} GPUs and {sum(n.cpus for n in nodes):g} CPUs on {len(nodes)} node(s)"
-    what = "cluster.gpus_per_member (or set cluster.device to cpu)" if gpus else "cluster.cpus_per_member"
+    share = "cluster.gpus_per_member (or set cluster.device to cpu)" if gpus else "cluster.cpus_per_member"
     raise ClusterError(
-        f"{members} members need {each} each; the cluster has {there}, room for {room}. Lower ensemble.members or "
-        f"{what}, or add nodes."
+        f"{members} {what} need {each} each; the cluster has {there}, room for {room}. Lower {fewer} or "
+        f"{share}, or add nodes."
     )
 
 

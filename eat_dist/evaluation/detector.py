@@ -88,7 +88,8 @@ def aware(
             numbers side by side, which this function takes apart again.
         references: M tensors [N, D], the members' clean embeddings of what the attacker takes the mixed set to be.
         own: [B, N] bool, the attacked images' own clean copies, which the mixed set does not hold.
-        weight: Of the disagreement, ≥ 0, in units of the objective.
+        weight: Of the disagreement, ≥ 0, in units of the objective. 0.03 evades at little cost (docs/metrics.md); with
+            1 the attacker serves the detector alone and breaks little.
     """
     references = [embeddings.detach() for embeddings in references]
 

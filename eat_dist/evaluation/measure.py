@@ -103,7 +103,7 @@ class Measure:
 
     @cached_property
     def order(self) -> torch.Tensor:
-        """[N] the images in a random order; its first ⌈f·N⌉ are those attacked at fraction f."""
+        """[N] the images in a random order; its first round(f·N) are those attacked at fraction f."""
         return torch.randperm(len(self.test), generator=generator(self.seed, "evaluation", "fraction"))
 
     def _whole(self, embeddings: torch.Tensor, name: str) -> dict[str, Any]:

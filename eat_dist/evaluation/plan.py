@@ -83,7 +83,12 @@ class Part:
         """Its file name, without ending: unlike :attr:`key` it tells any two parts of a plan apart."""
         extras = "".join(
             f"-{text}"
-            for text, said in (("sample", self.sampled), (f"batch{self.batch_size}", self.batch_size is not None))
+            for text, said in (
+                ("best", self.attack == "pgd" and self.keep == "best"),
+                ("sample", self.sampled),
+                ("slopes", self.slopes),
+                (f"batch{self.batch_size}", self.batch_size is not None),
+            )
             if said
         )
         return f"{self.source}-{self.label}-{self.objective}-{self.norm}-{self.epsilon:.6g}{extras}"
@@ -301,7 +306,9 @@ class _Writer:
         yield "zero_epsilon", replace(part, epsilon=0.0, num_steps=5)
         yield "few_steps", replace(part, num_steps=5)
         yield "many_steps", replace(part, num_steps=100)
-        yield "other_batch_size", replace(part, batch_size=max(1, self.config.batch_size // 3))
+        # Batches of one have no smaller ones to be compared with.
+        third = max(1, self.config.batch_size // 3) if self.config.batch_size > 1 else 2
+        yield "other_batch_size", replace(part, batch_size=third)
         if self.sizes.norm == "linf":
             yield "unbounded", replace(part, epsilon=max(UNBOUNDED, self.sizes.epsilon), num_steps=50)
 

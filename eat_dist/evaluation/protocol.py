@@ -115,7 +115,7 @@ def evaluate(
             clean={name: running.clean_part(name) for name in running.shown_to},
             measured={part: running.attacked_part(part) for part in todo.parts},
             ers=running.ers() if config.protocol == "full" else None,
-            randomised=running.randomised,
+            randomised=config.protocol == "full" and running.randomised,
         ),
     }
     if config.protocol == "full":

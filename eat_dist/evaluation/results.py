@@ -164,6 +164,7 @@ def _detector(plan: Plan, measured: Measured) -> dict[str, Any] | None:
 
 def _row(part: Part, target: str, found: Mapping[str, Any]) -> dict[str, Any]:
     return {
+        "part": part.file,
         "target": target,
         "source": part.source,
         "attack": part.attack,
@@ -184,6 +185,7 @@ def _row(part: Part, target: str, found: Mapping[str, Any]) -> dict[str, Any]:
 
 _SCHEMA = pa.schema(
     [
+        ("part", pa.string()),
         ("target", pa.string()),
         ("source", pa.string()),
         ("attack", pa.string()),
@@ -203,12 +205,21 @@ _SCHEMA = pa.schema(
 def _parquet(results: Mapping[str, Any]) -> bytes:
     """One row a figure; clean figures have attack ``none`` and ε = 0."""
     rows: list[dict[str, Any]] = []
+    # The only member of an ensemble of one is the ensemble, and no target of its own.
+    members = results["members"] if len(results["members"]) > 1 else ()
     clean: Sequence[tuple[str, Any]] = [
         (ENSEMBLE, results["ensemble"]),
-        *((f"member_{rank}", member) for rank, member in enumerate(results["members"])),
+        *((f"member_{rank}", member) for rank, member in enumerate(members)),
     ]
     for target, entry in clean:
-        nothing = {"target": target, "source": "", "attack": "none", "norm": results["norm"], "epsilon": 0.0}
+        nothing = {
+            "part": f"{target}-clean",
+            "target": target,
+            "source": "",
+            "attack": "none",
+            "norm": results["norm"],
+            "epsilon": 0.0,
+        }
         nothing |= {"num_steps": 0, "restarts": 0, "draws": 0, "objective": "", "images": results["images"]}
         rows += [{**nothing, "figure": name, "value": value} for name, value in entry["clean"].items()]
     for part in results["parts"]:

@@ -18,8 +18,9 @@ from eat_dist.evaluation.references import OBJECTIVES, Aimed, References
 from eat_dist.models.ensemble import EmbeddingEnsemble, fuse, weights_digest
 from eat_dist.seeding import generator
 
-# Of the detector's score against the objective, for an attacker who knows the detector.
-DETECTION_WEIGHT = 1.0
+# Of the disagreement in the objective of an attacker who knows the detector. Larger ones hide more than they break
+# (docs/metrics.md).
+DETECTION_WEIGHT = 0.03
 
 Result = TypeVar("Result")
 Result_co = TypeVar("Result_co", covariant=True)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import torch
 
+from eat_dist.errors import NonFiniteEmbeddingError
+
 
 def check_finite(embeddings: torch.Tensor, name: str) -> None:
     """Refuse NaN and infinity.
@@ -13,8 +15,8 @@ def check_finite(embeddings: torch.Tensor, name: str) -> None:
         name: What one of them is called.
 
     Raises:
-        ValueError: Some embedding is not finite.
+        NonFiniteEmbeddingError: Some embedding is not finite.
     """
     bad = int((~torch.isfinite(embeddings).all(dim=1)).sum())
     if bad:
-        raise ValueError(f"every {name} must be finite; {bad} of {len(embeddings)} hold NaN or infinity")
+        raise NonFiniteEmbeddingError(f"every {name} must be finite; {bad} of {len(embeddings)} hold NaN or infinity")

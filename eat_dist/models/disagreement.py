@@ -12,6 +12,7 @@ from collections.abc import Sequence
 import torch
 from torch.nn import functional
 
+# Of 0.001 … 1, the best on average over small ensembles and attacks; docs/metrics.md says how weak that is.
 TEMPERATURE = 0.01
 
 

@@ -87,13 +87,11 @@ def evaluate_target(
     folder = run or Folder.at(output or f"evaluations/{_slug(target)}")
     placed = with_data_prepared(with_absolute_paths(config), console)
     subject = Subject(target, placed, normalise=normalise, other=other)
-    subject.opened  # noqa: B018  (what cannot be opened is said before anything is written)
-    if run is None:
-        folder.create()
-        folder.write("config.yaml", dump_config(config).encode())
     results = evaluate_subject(
         subject, evaluation_folder(folder, config), workers=workers, command=command, console=console
     )
+    if run is None:  # only now: of what cannot be evaluated at all, nothing is left behind
+        folder.write("config.yaml", dump_config(config).encode())
     earlier = run.read_json("summary.json") if run is not None else None
     summary = summary_with(earlier or {"name": Path(folder.path).name}, config, results)
     if run is not None:

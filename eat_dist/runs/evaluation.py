@@ -102,6 +102,7 @@ def evaluate_subject(
     config, target = subject.config, subject.opened
     epsilon = config.evaluation.epsilon
     epsilon = config.attack.epsilon if epsilon is None else epsilon
+    check_epsilons((epsilon,), config.attack.norm)
     if config.evaluation.epsilons:
         check_epsilons(config.evaluation.epsilons, config.attack.norm)
     _set_threads(config)
