@@ -13,7 +13,7 @@ import torch
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from eat_dist.attacks.iterative import frozen
+from eat_dist.attacks import frozen
 from eat_dist.config import LossConfig, ModelConfig, TrainConfig
 from eat_dist.errors import ConfigError
 from eat_dist.losses import make_loss

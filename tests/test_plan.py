@@ -20,9 +20,9 @@ from eat_dist.evaluation.plan import (
     OBJECTIVES_OF_STANDARD,
     Part,
     Plan,
-    Sizes,
     plan,
 )
+from eat_dist.evaluation.sizes import Sizes
 
 GROUPS = ("main", "square", "curves", "ladder", "norms", "transfer", "checks", "detector")
 QUICK = ("displacement", "nearest_wrong_centroid", "random_wrong_centroid")

@@ -16,8 +16,9 @@ from torch.nn import functional
 from eat_dist.config import EvaluationConfig
 from eat_dist.console import Console
 from eat_dist.data.images import LabelledImages
-from eat_dist.evaluation.plan import Part, Plan, Sizes, plan
+from eat_dist.evaluation.plan import Part, Plan, plan
 from eat_dist.evaluation.sanity import sanity_checks
+from eat_dist.evaluation.sizes import Sizes
 from evaluation_cases import measure, undefended, unseen
 
 # Large enough that the attacks mean something, without what takes long.

@@ -12,8 +12,9 @@ from eat_dist.config import EvaluationConfig
 from eat_dist.data.images import ImageSet
 from eat_dist.evaluation.figures import Retrieval
 from eat_dist.evaluation.measure import NOT_ATTACKED
-from eat_dist.evaluation.plan import ENSEMBLE, Part, Plan, Sizes
+from eat_dist.evaluation.plan import ENSEMBLE, Part, Plan
 from eat_dist.evaluation.sanity import sanity_checks
+from eat_dist.evaluation.sizes import Sizes
 from eat_dist.storage import Folder
 
 Measured = Mapping[Part, Mapping[str, Any]]
