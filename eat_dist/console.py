@@ -100,7 +100,8 @@ class Console:
     def evaluation(self, results: dict[str, Any]) -> None:
         """The closing table of an evaluation, the score beside the clean R@1, and the verdict."""
         name = results["defense"] or results["target"]["name"]
-        self._figures(name, results["dataset"], results, results["ensemble"], results["members"])
+        whole = "model" if results["target"]["kind"] == "module" else "ensemble"
+        self._figures(name, results["dataset"], results, results["ensemble"], results["members"], whole=whole)
         if results["ers"] is not None:
             score = results["ers"]
             self.say(
@@ -121,9 +122,16 @@ class Console:
             )
 
     def _figures(
-        self, name: str, dataset: str, about: dict[str, Any], whole: dict[str, Any], members: list[dict[str, Any]]
+        self,
+        name: str,
+        dataset: str,
+        about: dict[str, Any],
+        figures: dict[str, Any],
+        members: list[dict[str, Any]],
+        *,
+        whole: str = "ensemble",
     ) -> None:
-        """Clean and attacked figures of the ensemble and of each member."""
+        """Clean and attacked figures of the whole and of each member."""
         table = Table(
             title=f"{name} on {dataset}: {about['images']} images of {about['classes']} "
             f"unseen classes, {about['norm']} ε = {about['epsilon']:.4g}, in %"
@@ -132,13 +140,13 @@ class Console:
         table.add_column("under attack by")
         for column in ("R@1", "NMI", "F1"):
             table.add_column(column, justify="right")
-        rows = [("ensemble", whole)] + [(f"member {i}", member) for i, member in enumerate(members)]
-        for who, figures in rows:
+        rows = [(whole, figures)] + [(f"member {i}", member) for i, member in enumerate(members)]
+        for who, entry in rows:
             table.add_section()
-            table.add_row(who, "nobody (clean)", *_cells(figures["clean"]))
-            for attack, attacked in figures["attacked"].items():
+            table.add_row(who, "nobody (clean)", *_cells(entry["clean"]))
+            for attack, attacked in entry["attacked"].items():
                 table.add_row("", attack, *_cells(attacked))
-            table.add_row("", "the worst for each image / figure", *_cells(figures["worst"]))
+            table.add_row("", "the worst for each image / figure", *_cells(entry["worst"]))
         self.out.print(table)
 
     def _bar(self) -> Progress:
