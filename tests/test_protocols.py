@@ -118,13 +118,16 @@ def test_the_table_holds_every_figure_of_every_part() -> None:
     expected: Counter[tuple[Any, ...]] = Counter()
     for name in ("ensemble", "member_0", "member_1"):
         clean = parts_of(full.folder)[f"{name}-clean"]["figures"]
-        expected.update((name, "", "none", "linf", 0.0, 0, 0, 0, "", 60, *item) for item in clean.items())
+        expected.update(
+            (f"{name}-clean", name, "", "none", "linf", 0.0, 0, 0, 0, "", 60, *item) for item in clean.items()
+        )
     for part in attacked_parts(full.folder):
         said = part["fingerprint"]
         about = [said[key] for key in ("source", "attack", "norm", "epsilon", "num_steps", "restarts", "draws")]
         for target, found in part["targets"].items():
             figures = found["figures"] | {key: part[key] for key in ("mean_value", "median_distance")}
-            rows = ((target, *about, said["objective"], said["attacked"], *item) for item in figures.items())
+            where = (said["part"], target, *about, said["objective"], said["attacked"])
+            rows = ((*where, *item) for item in figures.items())
             expected.update(rows)
     table = pq.read_table(full.folder / "results.parquet")
     assert Counter(tuple(row.values()) for row in table.to_pylist()) == expected
