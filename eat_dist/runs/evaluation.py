@@ -107,7 +107,8 @@ def evaluate_subject(
         check_epsilons(config.evaluation.epsilons, config.attack.norm)
     _set_threads(config)
     with _workers(subject, workers, console) as (pool, device):
-        _check(subject, device, console)
+        if target.kind == "module":
+            _check(subject, device, console)
         with console.working("evaluating") as progress:
             return evaluate(
                 target.model,
@@ -126,7 +127,7 @@ def evaluate_subject(
 
 
 def _check(subject: Subject, device: torch.device, console: Console) -> None:
-    """Find out in a second whether the model can be evaluated at all."""
+    """Find out in a second whether somebody's model can be evaluated at all; our own networks are known."""
     config = subject.config.evaluation
     victim = subject.victim(device)
     facts = check_model(victim.models["ensemble"], subject.test, batch_size=config.batch_size, device=device)
