@@ -9,17 +9,17 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from pydantic import ValidationError
 from torch import nn
 from torch.nn import functional
 
 from eat_dist.batch import Batch
-from eat_dist.config import parse_config
+from eat_dist.config import EvaluationConfig, parse_config
 from eat_dist.data.images import LabelledImages
 from eat_dist.errors import ConfigError, DataError, EatError
 from eat_dist.evaluation.model_check import (
     ModelFacts,
     check_epsilons,
-    check_fractions,
     check_images,
     check_model,
     parse_numbers,
@@ -335,12 +335,13 @@ def test_epsilons_must_increase_within_their_norm() -> None:
 
 
 def test_fractions_must_increase_up_to_1() -> None:
-    assert check_fractions([0.1, 0.5, 1]) == (0.1, 0.5, 1)
+    assert EvaluationConfig(fractions=(0.1, 0.5, 1)).fractions == (0.1, 0.5, 1)
     for values, expected in (
-        ([0, 0.5], "above 0 and at most 1; got 0"),
-        ([50], "above 0 and at most 1; got 50"),
-        ([float("nan")], "above 0 and at most 1; got nan"),
-        ([0.5, 0.1], "each above the one before; got 0.5, 0.1"),
-        ([], "got none"),
+        ((0, 0.5), "must rise from above 0; got 0, 0.5"),
+        ((50,), "at most 1; got 50"),
+        ((float("nan"),), "finite number"),
+        ((0.5, 0.1), "must rise from above 0; got 0.5, 0.1"),
+        ((), "at least 1 item"),
     ):
-        assert expected in fault(lambda values=values: check_fractions(values))  # type: ignore[misc]
+        with pytest.raises(ValidationError, match=expected):
+            EvaluationConfig(fractions=values)

@@ -27,11 +27,6 @@ def normal(like: torch.Tensor, generators: Generators) -> torch.Tensor:
     return _draw(torch.randn, like, generators)
 
 
-def of_rows(generators: Generators, rows: Sequence[int]) -> Generators:
-    """The generators of some images of the batch; the batch's own, if there is only one."""
-    return generators if isinstance(generators, torch.Generator) else [generators[row] for row in rows]
-
-
 @contextmanager
 def seeded(generators: Generators, device: torch.device | str) -> Iterator[None]:
     """Seed what a model draws at inference: torch's global generators, as they were again afterwards.

@@ -159,18 +159,6 @@ def check_epsilons(values: Sequence[float], norm: Literal["linf", "l2", "l0"]) -
     return _increasing(values, "epsilons")
 
 
-def check_fractions(values: Sequence[float]) -> tuple[float, ...]:
-    """Check attacked fractions of a test set: in (0, 1], strictly increasing.
-
-    Raises:
-        ConfigError: They are not.
-    """
-    for value in values:
-        if not 0 < value <= 1:
-            raise ConfigError(f"an attacked fraction must be above 0 and at most 1; got {value:g}")
-    return _increasing(values, "attacked fractions")
-
-
 def parse_numbers(text: str, *, what: str) -> tuple[float, ...]:
     """Read ``"0,2/255,4/255"``; each number as the configuration reads it (``8/255``, ``1e-3``).
 
