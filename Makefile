@@ -15,7 +15,7 @@ train: $(HERE)
 	$(BIN)/eat-dist train $(ARGS)
 
 test: $(HERE)
-	$(BIN)/python -m pytest $(ARGS)
+	$(BIN)/python -m pytest --numprocesses 2 --dist loadgroup $(ARGS)
 
 lint: $(HERE)
 	$(BIN)/ruff check eat_dist tests benchmarks
