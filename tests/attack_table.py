@@ -54,8 +54,7 @@ def make_objective(name: str, clean: torch.Tensor, labels: torch.Tensor, rows: t
     if name == "random_wrong_centroid":
         return random_wrong_centroid(centroids, draw_wrong_classes(labels, num_classes, generator(0, "aims"))[rows])
     if name == "nearest_negative":
-        own = torch.arange(len(clean))[None, :] == rows[:, None]
-        return nearest_negative(clean, labels, labels=labels[rows], own=own)
+        return nearest_negative(clean, labels, labels=labels[rows], own=rows)
     assert name == "proxy"
     return proxy_anchor(centroids, labels[rows])
 

@@ -121,7 +121,7 @@ def test_every_objective_draws_the_embedding_to_the_other_class(name: str, own: 
     """
     centroids = torch.tensor([[-1.0, 0.0], [1.0, 0.0]], dtype=torch.float64)
     label = torch.tensor([own])
-    nobody = torch.zeros(1, 2, dtype=torch.bool)
+    nobody = torch.tensor([-1])
     for objective in (
         nearest_wrong_centroid(centroids, label),
         random_wrong_centroid(centroids, 1 - label),
@@ -228,9 +228,27 @@ def test_the_nearest_negative_by_hand() -> None:
     """
     gallery = torch.tensor([[1.0, 0, 0], [0, 2, 0], [0, 0, 1], [-1, 0, 0]])
     classes, query, label = torch.tensor([0, 0, 1, 1]), torch.tensor([[1.2, 1.6, 0.0]]), torch.tensor([0])
-    for own, expected in (([0, 0, 0, 0], -0.8), ([0, 1, 0, 0], -0.6), ([1, 1, 0, 0], 0.0), ([0, 0, 1, 0], -1.4)):
-        objective = nearest_negative(gallery, classes, labels=label, own=torch.tensor([own], dtype=torch.bool))
+    for first, own, expected in ((0, -1, -0.8), (0, 1, -0.6), (1, 0, 0.0), (0, 2, -1.4)):
+        objective = nearest_negative(gallery[first:], classes[first:], labels=label, own=torch.tensor([own]))
         assert float(objective(query)) == pytest.approx(expected)
+
+
+def test_the_nearest_negative_in_a_gallery_of_several_blocks_is_that_of_a_plain_comparison_with_all() -> None:
+    """Values and gradients; 9,000 samples are three blocks."""
+    gallery = torch.randn(9000, 8, dtype=torch.float64, generator=generator(0, "gallery"))
+    classes = torch.arange(9000) % 300
+    rows = torch.tensor([0, 4095, 4096, 8999])
+    embeddings = torch.randn(4, 8, dtype=torch.float64, generator=generator(0, "embeddings")).requires_grad_(True)
+    values = nearest_negative(gallery, classes, labels=classes[rows], own=rows)(embeddings)
+    (gradient,) = torch.autograd.grad(values.sum(), embeddings)
+
+    cosines = torch.nn.functional.cosine_similarity(embeddings[:, None], gallery[None], dim=2)
+    same = classes == classes[rows, None]
+    itself = torch.arange(9000) == rows[:, None]
+    negative = cosines.masked_fill(same, float("-inf")).amax(dim=1)
+    expected = negative - cosines.masked_fill(~same | itself, float("-inf")).amax(dim=1)
+    torch.testing.assert_close(values, expected)
+    torch.testing.assert_close(gradient, torch.autograd.grad(expected.sum(), embeddings)[0])
 
 
 def test_drawn_classes_are_wrong_and_every_wrong_class_is_drawn() -> None:

@@ -13,6 +13,9 @@ from torch.nn import functional
 
 from eat_dist.attacks.surface import Objective
 
+# Gallery samples compared at once: 4 MB of similarities for a batch of 256.
+_BLOCK = 4096
+
 
 def batch_loss(loss: Callable[[torch.Tensor, torch.Tensor], torch.Tensor], labels: torch.Tensor) -> Objective:
     """The training loss itself: ``loss(embeddings [B, D], labels [B]) → scalar``, as adversarial training maximises it.
@@ -65,26 +68,41 @@ def nearest_negative(
 ) -> Objective:
     """cos to the nearest negative minus cos to the nearest positive: R@1 is lost where it is positive (or zero).
 
-    An image without a positive in the gallery is only drawn to its nearest negative.
+    An image without a positive in the gallery is only drawn to its nearest negative. The gallery is searched in blocks
+    and without gradients, which go through the two neighbours found alone: memory does not grow with B · G.
 
     Args:
-        gallery: [G, D] clean embeddings of any length, on the images' device.
+        gallery: [G, D] clean embeddings of any length, on the images' device; of two classes at least.
         gallery_labels: [G] int64.
         labels: [B] int64, the attacked images' classes.
-        own: [B, G] bool, gallery samples that are neither (the image's own clean copy).
+        own: [B] int64, the gallery sample that is neither (the image's own clean copy); −1 for none.
     """
     directions = functional.normalize(gallery.detach(), dim=1)
-    same = gallery_labels == labels[:, None]
-    negatives, positives = ~same & ~own, same & ~own
-    alone = ~positives.any(dim=1)
 
     def objective(embeddings: torch.Tensor) -> torch.Tensor:
-        similarities = functional.normalize(embeddings, dim=1) @ directions.T
-        negative = similarities.masked_fill(~negatives, float("-inf")).amax(dim=1)
-        positive = similarities.masked_fill(~positives, float("-inf")).amax(dim=1)
-        return negative - positive.masked_fill(alone, 0.0)
+        unit = functional.normalize(embeddings, dim=1)
+        negative, positive = _nearest_of_both(unit.detach(), directions, gallery_labels, labels=labels, own=own)
+        away, home = ((unit * directions[place.clamp_min(0)]).sum(dim=1) for place in (negative, positive))
+        return away - home.masked_fill(positive < 0, 0.0)
 
     return objective
+
+
+def _nearest_of_both(
+    unit: torch.Tensor, directions: torch.Tensor, classes: torch.Tensor, *, labels: torch.Tensor, own: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """[B] int64 each: where in the gallery the nearest negative and the nearest positive are; −1 for none."""
+    found = [(torch.full_like(unit[:, 0], float("-inf")), torch.full_like(labels, -1)) for _ in range(2)]
+    for start in range(0, len(directions), _BLOCK):
+        block = slice(start, start + _BLOCK)
+        similarities = unit @ directions[block].T
+        same = classes[block] == labels[:, None]
+        itself = torch.arange(start, start + same.shape[1], device=own.device) == own[:, None]
+        for kind, excluded in enumerate((same | itself, ~same | itself)):
+            value, place = similarities.masked_fill(excluded, float("-inf")).max(dim=1)
+            best, at = found[kind]
+            found[kind] = torch.maximum(best, value), torch.where(value > best, place + start, at)
+    return found[0][1], found[1][1]
 
 
 def proxy_anchor(

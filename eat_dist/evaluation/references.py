@@ -52,6 +52,11 @@ class References:
             searched=torch.ones(len(images), dtype=torch.bool) if images.is_query is None else ~images.is_query,
         )
 
+    @property
+    def place_in_gallery(self) -> torch.Tensor:
+        """[N] int64, where each image is among the searched ones; −1 for an image that is not."""
+        return (self.searched.long().cumsum(0) - 1).masked_fill(~self.searched, -1)
+
     def to(self, device: torch.device | str) -> References:
         """All of it on ``device``."""
         return References(**{name: tensor.to(device) for name, tensor in vars(self).items()})
@@ -92,13 +97,12 @@ def _random_wrong_centroid(batch: Aimed) -> Objective:
 @OBJECTIVES.register("nearest_negative")
 def _nearest_negative(batch: Aimed) -> Objective:
     known = batch.references
-    candidates = known.searched.nonzero().squeeze(1)
     return objectives.nearest_negative(
-        known.clean[candidates],
-        known.labels[candidates],
+        known.clean[known.searched],
+        known.labels[known.searched],
         labels=known.labels[batch.indices],
         # Its own clean copy is nobody's neighbour: the retrieval figures leave it out, too.
-        own=candidates[None, :] == batch.indices[:, None],
+        own=known.place_in_gallery[batch.indices],
     )
 
 
