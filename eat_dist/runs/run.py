@@ -250,4 +250,5 @@ class _Run:
             run_folder=self.folder,
             mlflow_run_id=tracker.run_id,
             on_iteration=on_iteration,
+            on_notice=self.console.warn,
         )
