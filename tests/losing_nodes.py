@@ -7,6 +7,7 @@ A process that has a session of Ray already cannot have this one, so it is a scr
 from __future__ import annotations
 
 import json
+import os
 import queue
 import sys
 import threading
@@ -17,6 +18,7 @@ from typing import Any
 import ray
 from ray.cluster_utils import Cluster
 
+from eat_dist.cluster.session import is_launched
 from eat_dist.cluster.train import train_on_ray
 from eat_dist.config import RunConfig, override
 from eat_dist.errors import ClusterError
@@ -121,6 +123,8 @@ def main(out: Path) -> None:
     head = {"num_cpus": 0, "include_dashboard": False, "_system_config": health, **_STORE}
     cluster = Cluster(initialize_head=True, head_node_args=head)
     ray.init(address=cluster.address, log_to_driver=False)
+    launched = [is_launched()]
+    os.environ["RAY_NODE_TYPE_NAME"] = "workers"  # as launchers start nodes
     refusals = []
     for wait in ("0", "3"):  # not to be waited for; and waited for in vain
         try:
@@ -140,6 +144,7 @@ def main(out: Path) -> None:
         "killed_at": story.killed_at,
         "waited_for": story.waited_for,
         "resumed_from": [result.resumed_from for result in end],
+        "launched": [*launched, is_launched()],
         "coordinator_with_driver": coordinator_is_with_the_driver(config),
     }
     (out / "story.json").write_text(json.dumps(told))

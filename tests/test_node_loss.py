@@ -57,4 +57,5 @@ def test_lost_nodes_change_no_weight_whether_another_is_free_or_comes_later(tmp_
     assert len(set(told["resumed_from"])) == 1
     assert told["resumed_from"][0] >= KILL_AFTER[1] - KILL_AFTER[1] % 5
     assert told["coordinator_with_driver"]
+    assert told["launched"] == [False, True], "Ray labels nodes that a launcher starts"
     assert largest_difference(weights(tmp_path / "undisturbed", 2), weights(tmp_path / "ray", 2)) == 0

@@ -27,7 +27,7 @@ class Answer:
         matrix: float32, by member: its own entry of the transfer matrix, then those of the peers it received from.
         counts: Weights of each member.
         weights: float32, all members' weights one after the other.
-        classes: int64, the classes whose risk changed.
+        classes: int32, the classes whose risk changed.
         risks: float32, theirs.
         members: All members' measurements for member 0, who records them, and for everybody if a loss is not finite;
             else empty.
@@ -47,7 +47,7 @@ class Answer:
         """From what the members have to what they shall have; with all measurements."""
         rows, columns = _changeable(previous.plan)
         # Compared as bits, since NaN differs from itself.
-        classes = np.flatnonzero(merged.class_risk.view(np.uint32) != previous.class_risk.view(np.uint32))
+        classes = np.flatnonzero(merged.class_risk.view(np.uint32) != previous.class_risk.view(np.uint32)).astype(np.int32)
         return cls(
             iteration=merged.iteration,
             sources=merged.plan.sources,
@@ -68,7 +68,7 @@ class Answer:
         """The merged statistics, of what the member had before."""
         matrix, risk = previous.transfer_matrix.copy(), previous.class_risk.copy()
         matrix[_changeable(previous.plan)] = np.frombuffer(self.matrix, np.float32)
-        risk[np.frombuffer(self.classes, np.int64)] = np.frombuffer(self.risks, np.float32)
+        risk[np.frombuffer(self.classes, np.int32)] = np.frombuffer(self.risks, np.float32)
         return EnsembleStatistics(
             iteration=self.iteration,
             members=self.members,
