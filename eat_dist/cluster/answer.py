@@ -47,7 +47,8 @@ class Answer:
         """From what the members have to what they shall have; with all measurements."""
         rows, columns = _changeable(previous.plan)
         # Compared as bits, since NaN differs from itself.
-        classes = np.flatnonzero(merged.class_risk.view(np.uint32) != previous.class_risk.view(np.uint32)).astype(np.int32)
+        changed = merged.class_risk.view(np.uint32) != previous.class_risk.view(np.uint32)
+        classes = np.flatnonzero(changed).astype(np.int32)
         return cls(
             iteration=merged.iteration,
             sources=merged.plan.sources,
