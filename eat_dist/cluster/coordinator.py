@@ -169,7 +169,8 @@ class CoordinatorState:
         try:
             await asyncio.wait_for(slot.complete.wait(), self.timeout)
         except TimeoutError:
-            late = set(range(self.policy.members)) - set(slot.values)
+            missing = set(range(self.policy.members)) - set(slot.values)
+            late = missing & set(self.lateness.late()) or missing  # whoever waits for a late member is not to blame
             raise MemberLateError(late_message(key, late, self.timeout)) from None
         self._enter(generation)
         slot.reads += 1
