@@ -98,3 +98,17 @@ def read_history(folder: Folder) -> pa.Table:
     files = [name for name in folder.names() if name.endswith(".parquet")]
     tables = [pq.read_table(pa.BufferReader(folder.read(name))) for name in files]
     return pa.concat_tables([SCHEMA.empty_table(), *tables])
+
+
+def waiting_shares(history: pa.Table, members: int) -> list[float]:
+    """For each member the share of its time, in [0, 1], that it stood still for the others.
+
+    The member that waits least is the one the others wait for.
+    """
+    waits, times = [0.0] * members, [0.0] * members
+    names = ("member", "coordinator_wait_ms", "exchange_wait_ms", "iteration_ms")
+    columns = (history[name].to_pylist() for name in names)
+    for member, coordinator, exchange, iteration in zip(*columns, strict=True):
+        waits[member] += coordinator + exchange
+        times[member] += iteration
+    return [wait / time if time else 0.0 for wait, time in zip(waits, times, strict=True)]

@@ -6,12 +6,13 @@ import json
 import shutil
 from pathlib import Path
 
+import pyarrow as pa
 import pyarrow.compute as pc
 import pytest
 
 from eat_dist.checkpoint import Checkpoints, fingerprint
 from eat_dist.errors import CheckpointError, NonFiniteLossError
-from eat_dist.history import read_history
+from eat_dist.history import SCHEMA, read_history, waiting_shares
 from eat_dist.storage import Folder
 from small_runs import largest_difference, small_config, train_locally, weights
 
@@ -184,3 +185,17 @@ def test_an_interrupted_write_leaves_no_checkpoint(tmp_path: Path) -> None:
     assert found is not None
     assert found.iteration == 20
     assert "interrupted" in found.passed_over[0]
+
+
+def test_the_member_that_waits_least_is_the_one_the_others_wait_for() -> None:
+    def row(member: int, coordinator: float, exchange: float) -> dict[str, object]:
+        waits = {"coordinator_wait_ms": coordinator, "exchange_wait_ms": exchange, "iteration_ms": 100.0}
+        return {"member": member, **waits}
+
+    first = {"coordinator_wait_ms": 0.0, "exchange_wait_ms": 0.0, "iteration_ms": 0.0}  # nothing was measured before it
+    table = pa.Table.from_pylist(
+        [first | {"member": 0}, row(0, 10.0, 20.0), row(0, 30.0, 20.0), first | {"member": 1}, row(1, 1.0, 0.0)],
+        schema=SCHEMA,
+    )
+
+    assert waiting_shares(table, 3) == pytest.approx([0.4, 0.01, 0.0])

@@ -3,15 +3,26 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
+import math
 from typing import Any
 
+import numpy as np
 import pytest
 
+from eat_dist.cluster.answer import Answer
 from eat_dist.cluster.coordinator import CoordinatorState, RunAbortedError, StaleGenerationError
 from eat_dist.cluster.resources import Node, place
 from eat_dist.config import ClusterConfig
 from eat_dist.errors import ClusterError, MemberLateError, NonFiniteLossError
-from eat_dist.robustness.statistics import EnsembleStatistics, MemberStatistics, Policy
+from eat_dist.robustness.statistics import (
+    ClassCounts,
+    EnsembleStatistics,
+    MemberStatistics,
+    Policy,
+    Received,
+    merge,
+)
 
 POLICY = Policy(members=2, num_classes=3, rule="uniform", peers=1, temperature=1.0, momentum=0.9)
 
@@ -75,11 +86,46 @@ async def both(state: CoordinatorState, generation: int, iteration: int, previou
 
 
 def test_every_member_gets_the_same_merged_statistics() -> None:
-    first, second = asyncio.run(both(CoordinatorState(POLICY, 5), 1, 0, EnsembleStatistics.initial(POLICY)))
+    state, start = CoordinatorState(POLICY, 5), EnsembleStatistics.initial(POLICY)
+    first, second = (answer.applied_to(start) for answer in asyncio.run(both(state, 1, 0, start)))
 
-    assert first is second
+    assert first.to_json() == second.to_json() == state.ensemble.to_json()
     assert first.iteration == 1
     assert [entry.member for entry in first.members] == [0, 1]
+
+
+@pytest.mark.parametrize(
+    ("rule", "peers"), [("none", 1), ("uniform", 1), ("hardest", 2), ("class_risk", 3), ("relay", 1)]
+)
+def test_answers_make_up_the_merged_statistics_bit_for_bit(rule: str, peers: int) -> None:
+    policy = Policy(members=4, num_classes=7, rule=rule, peers=peers, temperature=1.0, momentum=0.9)
+    draw = np.random.default_rng(0)
+    merged = held = EnsembleStatistics.initial(policy)
+    for iteration in range(8):
+        gathered = []
+        for rank in range(4):
+            labels = draw.integers(7, size=3)
+            received = tuple(Received(j, draw.random(), draw.random()) for j in policy.plan(iteration).sources[rank])
+            counts = ClassCounts.of(draw.random(3) < 0.5, labels)
+            rate = None if iteration < 2 else draw.random()  # not measured at first: stays NaN
+            gathered.append(MemberStatistics(rank, iteration, 3, fooled_rate=rate, received=received, by_class=counts))
+        before, merged = merged, merge(merged, gathered, policy=policy)
+        held = Answer.of(before, merged).to(1).applied_to(held)
+
+        assert held.transfer_matrix.tobytes() == merged.transfer_matrix.tobytes()
+        assert held.class_risk.tobytes() == merged.class_risk.tobytes()
+        assert held.to_json() == merged.to_json()
+        assert held.members == ()
+
+
+def test_every_member_sees_all_losses_if_one_is_not_finite() -> None:
+    def answer(loss: float) -> Answer:
+        gathered = [statistics(0, 0), dataclasses.replace(statistics(1, 0), adversarial_loss=loss)]
+        start = EnsembleStatistics.initial(POLICY)
+        return Answer.of(start, merge(start, gathered, policy=POLICY)).to(1)
+
+    assert [entry.member for entry in answer(math.inf).members] == [0, 1]
+    assert answer(1.0).members == ()
 
 
 def test_a_late_member_is_named() -> None:

@@ -10,6 +10,7 @@ import psutil
 import pytest
 
 from eat_dist.config import RunConfig
+from eat_dist.robustness.statistics import EnsembleStatistics
 from eat_dist.storage import Folder
 from small_runs import largest_difference, small_config, train_locally, weights
 
@@ -68,4 +69,53 @@ def test_a_killed_process_changes_no_weight(victim: str, tmp_path: Path, ray_ses
     assert len(set(resumed_from)) == 1
     assert resumed_from[0] >= 5, "the members began again instead of continuing from a checkpoint"
     assert resumed_from[0] % 5 == 0
+    assert largest_difference(weights(tmp_path / "undisturbed"), weights(tmp_path / "disturbed")) == 0
+
+
+# A member that is stopped stands still without closing its connections: a machine that hangs, or has lost its network.
+STOP_AFTER = (12, 42)
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_a_stopped_member_is_named_and_after_the_timeout_replaced_and_changes_no_weight(
+    tmp_path: Path, ray_session: None
+) -> None:
+    """Slow: the others wait for a late member, and for one that never comes back the whole timeout.
+
+    The first time it goes on as soon as it is named, the second time never.
+    """
+    from eat_dist.cluster.train import train_on_ray
+
+    config = small_config("train.epochs=20", "attack.num_steps=10", "name=stopped", "cluster.gather_timeout=30")
+    train_locally(config, tmp_path / "undisturbed")
+    stopped: list[int] = []
+    notices: list[str] = []
+
+    def on_iteration(ensemble: EnsembleStatistics) -> None:
+        if len(stopped) < len(STOP_AFTER) and ensemble.iteration >= STOP_AFTER[len(stopped)]:
+            stopped.append(member_processes()[-1].pid)
+            os.kill(stopped[-1], signal.SIGSTOP)
+
+    def on_notice(notice: str) -> None:
+        notices.append(notice)
+        if len(stopped) == 1 and "keeps the others waiting" in notice:
+            os.kill(stopped[0], signal.SIGCONT)
+
+    results = train_on_ray(
+        config,
+        num_classes=5,
+        run_folder=Folder.at(tmp_path / "disturbed"),
+        on_iteration=on_iteration,
+        on_notice=on_notice,
+    )
+
+    late = [notice for notice in notices if "keeps the others waiting" in notice]
+    assert len(late) == len(stopped) == len(STOP_AFTER)
+    assert all(f"(process {pid}) keeps the others" in line for pid, line in zip(stopped, late, strict=True))
+    first_restart = next(number for number, notice in enumerate(notices) if "restart 1" in notice)
+    assert notices.index(late[0]) < first_restart, "it was only named"
+    assert results[0].resumed_from >= STOP_AFTER[1] - STOP_AFTER[1] % 5
+    assert not psutil.pid_exists(stopped[1]), "it would hold its GPU"
     assert largest_difference(weights(tmp_path / "undisturbed"), weights(tmp_path / "disturbed")) == 0

@@ -8,18 +8,29 @@ members, after Ray Train restarted them) brings the statistics of its checkpoint
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections import deque
 from dataclasses import dataclass, field
 from typing import Any
 
 import ray
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+from eat_dist.cluster.answer import Answer
+from eat_dist.cluster.lateness import Lateness
 from eat_dist.errors import EatError, MemberLateError
 from eat_dist.exchange import late_message
 from eat_dist.robustness.statistics import EnsembleStatistics, MemberStatistics, Policy, merge
 
 # Progress that the driver has not fetched yet; older iterations are dropped (the run folder has them all).
 _KEPT_ITERATIONS = 2000
+
+_STATISTICS = "statistics"
+
+# Seconds between two looks at who is late.
+_LOOK_EVERY_S = 1.0
+
+_logger = logging.getLogger(__name__)
 
 
 class RunAbortedError(Exception):
@@ -54,7 +65,26 @@ class CoordinatorState:
         self.progress: deque[EnsembleStatistics] = deque(maxlen=_KEPT_ITERATIONS)
         self.results: dict[int, Any] = {}
         self.failure: EatError | None = None
+        self.lateness = Lateness(policy.members)
+        self.notices: list[str] = []
         self._slots: dict[tuple[str, int], _Slot] = {}
+        self._look: asyncio.Task[None] | None = None
+
+    async def join(self, generation: int, rank: int, place: str) -> None:
+        """A member has started, on the node and in the process that ``place`` names."""
+        self._enter(generation)
+        self.lateness.joined(rank, place)
+        self._look = self._look or asyncio.create_task(self._look_for_late_members())
+
+    async def stands(self, generation: int, rank: int, position: int, waits: bool) -> None:
+        """Where a member stands that has not moved for a while (:mod:`eat_dist.cluster.lateness`)."""
+        if generation == self.generation:
+            self.lateness.stands(rank, position, waits=waits)
+
+    async def notice(self, text: str) -> None:
+        """Leave a line for the user; it is in the actor's log, too."""
+        _logger.warning("%s", text)
+        self.notices.append(text)
 
     async def gather(self, generation: int, topic: str, number: int, rank: int, value: Any) -> Any:
         """Everybody's values by rank, once all are there.
@@ -68,7 +98,7 @@ class CoordinatorState:
 
     async def merge(
         self, generation: int, rank: int, statistics: MemberStatistics, previous: EnsembleStatistics | None
-    ) -> EnsembleStatistics:
+    ) -> Answer:
         """Merge all members' statistics of an iteration.
 
         Args:
@@ -76,25 +106,37 @@ class CoordinatorState:
             rank: Of the caller.
             statistics: Its measurements.
             previous: In the first call of a generation what its checkpoint holds, else None.
+
+        Returns:
+            What the merged statistics change in those that the caller has.
         """
         self._enter(generation)
         if previous is not None:
             self.ensemble = previous
 
-        def combine(values: list[MemberStatistics]) -> EnsembleStatistics:
+        def combine(values: list[MemberStatistics]) -> list[Answer]:
             assert self.ensemble is not None, "the first call of a generation brings the statistics to start from"
-            self.ensemble = merge(self.ensemble, values, policy=self.policy)
+            before, self.ensemble = self.ensemble, merge(self.ensemble, values, policy=self.policy)
             self.progress.append(self.ensemble)
-            return self.ensemble
+            answer = Answer.of(before, self.ensemble)
+            brief = answer.to(1)
+            return [answer] + [brief] * (self.policy.members - 1)
 
-        merged: EnsembleStatistics = await self._gather(
-            generation, ("statistics", statistics.iteration), rank, statistics, combine
+        answers: list[Answer] = await self._gather(
+            generation, (_STATISTICS, statistics.iteration), rank, statistics, combine
         )
-        return merged
+        return answers[rank]
 
     async def since(self, iteration: int) -> list[EnsembleStatistics]:
-        """The merged statistics of the iterations from ``iteration`` on that are still held."""
+        """The merged statistics of the iterations after ``iteration``; those before it are dropped."""
+        while self.progress and self.progress[0].iteration <= iteration:
+            self.progress.popleft()
         return [entry for entry in self.progress if entry.iteration > iteration]
+
+    async def take_notices(self) -> list[str]:
+        """The lines left since the last call."""
+        taken, self.notices = self.notices, []
+        return taken
 
     async def finish(self, rank: int, result: Any) -> None:
         """A member is done."""
@@ -122,11 +164,13 @@ class CoordinatorState:
         slot.values[rank] = value
         if len(slot.values) == self.policy.members:
             slot.result = combine([slot.values[rank] for rank in range(self.policy.members)])
+            self.lateness.gathered(iteration=key[0] == _STATISTICS)
             slot.complete.set()
         try:
             await asyncio.wait_for(slot.complete.wait(), self.timeout)
         except TimeoutError:
-            late = set(range(self.policy.members)) - set(slot.values)
+            missing = set(range(self.policy.members)) - set(slot.values)
+            late = missing & set(self.lateness.late()) or missing  # whoever waits for a late member is not to blame
             raise MemberLateError(late_message(key, late, self.timeout)) from None
         self._enter(generation)
         slot.reads += 1
@@ -134,11 +178,19 @@ class CoordinatorState:
             self._slots.pop(key, None)
         return slot.result
 
+    async def _look_for_late_members(self) -> None:
+        while True:
+            await asyncio.sleep(_LOOK_EVERY_S)
+            message = self.lateness.message(self.ensemble.iteration if self.ensemble else 0)
+            if message is not None:
+                await self.notice(message)
+
     def _enter(self, generation: int) -> None:
         if self.failure is not None:
             raise RunAbortedError(str(self.failure))
         if generation > self.generation:
             self.generation = generation
+            self.lateness.restart()
             for slot in self._slots.values():  # whoever still waits is of a generation that is gone
                 slot.complete.set()
             self._slots = {}
@@ -147,7 +199,7 @@ class CoordinatorState:
 
 
 def start_coordinator(name: str, policy: Policy, *, timeout: float) -> Any:
-    """Start the actor.
+    """Start the actor, on the caller's node: if that is lost, so is the run; another may be a spot instance.
 
     ``max_restarts=-1`` brings it back after its process died, empty; ``max_task_retries=0`` lets the calls that were
     under way fail instead of being repeated, because a member may already have had its answer: then the members
@@ -159,4 +211,5 @@ def start_coordinator(name: str, policy: Policy, *, timeout: float) -> Any:
         timeout: Seconds until a missing member is an error.
     """
     actor = ray.remote(num_cpus=0, max_restarts=-1, max_task_retries=0, max_concurrency=1000)(CoordinatorState)
-    return actor.options(name=name).remote(policy, timeout)
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=True)
+    return actor.options(name=name, scheduling_strategy=here).remote(policy, timeout)

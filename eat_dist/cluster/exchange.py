@@ -6,6 +6,7 @@ GPUs, gloo between CPUs); statistics and agreements go through the coordinator.
 
 from __future__ import annotations
 
+import os
 from contextlib import AbstractContextManager
 from typing import Any
 
@@ -14,6 +15,8 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
+from eat_dist.cluster.answer import Answer
+from eat_dist.cluster.lateness import Reporter
 from eat_dist.errors import ClusterError
 from eat_dist.exchange import Models, Pending, Tensors
 from eat_dist.robustness.statistics import EnsembleStatistics, MemberStatistics
@@ -42,9 +45,16 @@ class RayExchange:
         self.timeout = timeout + _GRACE_S
         self._counts: dict[str, int] = {}
         self._has_submitted = False
+        coordinator.join.remote(generation, rank, f"node {ray.util.get_node_ip_address()} (process {os.getpid()})")
+        self._reporter = Reporter(lambda position, waits: coordinator.stands.remote(generation, rank, position, waits))
+
+    def close(self) -> None:
+        """No more calls will come."""
+        self._reporter.close()
 
     def send(self, plan: TransferPlan, tensors: Tensors) -> Pending:
         """See :class:`eat_dist.exchange.Exchange`. Receiving buffers are shaped like what is sent."""
+        self._reporter.step()
         staged = self.size > 1 and dist.get_backend() == "gloo"  # gloo moves CPU memory only
         outgoing = {name: _contiguous(tensor.detach(), staged) for name, tensor in tensors.items()}
         incoming: list[tuple[int, dict[str, torch.Tensor]]] = []
@@ -57,21 +67,23 @@ class RayExchange:
             operations += [dist.P2POp(dist.isend, tensor, target) for tensor in outgoing.values()]
         works = dist.batch_isend_irecv(operations) if operations else []
         devices = {name: tensor.device for name, tensor in tensors.items()}
-        return _Arriving(works, incoming, outgoing, devices)
+        return _Arriving(works, incoming, outgoing, devices, self._reporter)
 
     def submit(self, statistics: MemberStatistics, previous: EnsembleStatistics) -> Pending:
         """See :class:`eat_dist.exchange.Exchange`."""
+        self._reporter.step()
         start_from = None if self._has_submitted else previous
         self._has_submitted = True
         reference = self.coordinator.merge.remote(self.generation, self.rank, statistics, start_from)
-        return _Answer(reference, self.timeout)
+        return _Merged(_Answer(reference, self.timeout, self._reporter), previous)
 
     def agree(self, topic: str, value: Any) -> list[Any]:
         """See :class:`eat_dist.exchange.Exchange`."""
+        self._reporter.step()
         number = self._counts.get(topic, 0)
         self._counts[topic] = number + 1
         reference = self.coordinator.gather.remote(self.generation, topic, number, self.rank, value)
-        everybody: list[Any] = _Answer(reference, self.timeout).wait()
+        everybody: list[Any] = _Answer(reference, self.timeout, self._reporter).wait()
         return everybody
 
     def every_model(self, model: nn.Module, loss: nn.Module) -> AbstractContextManager[Models]:
@@ -84,15 +96,27 @@ class RayExchange:
 
 
 class _Answer:
-    def __init__(self, reference: Any, timeout: float) -> None:
+    def __init__(self, reference: Any, timeout: float, reporter: Reporter) -> None:
         self.reference = reference
         self.timeout = timeout
+        self.reporter = reporter
 
     def wait(self) -> Any:
         try:
-            return ray.get(self.reference, timeout=self.timeout)
+            with self.reporter.waiting():
+                return ray.get(self.reference, timeout=self.timeout)
         except ray.exceptions.GetTimeoutError as error:
             raise ClusterError(f"the coordinator did not answer within {self.timeout:g} s") from error
+
+
+class _Merged:
+    def __init__(self, answer: _Answer, previous: EnsembleStatistics) -> None:
+        self.answer = answer
+        self.previous = previous
+
+    def wait(self) -> EnsembleStatistics:
+        changes: Answer = self.answer.wait()
+        return changes.applied_to(self.previous)
 
 
 class _Arriving:
@@ -104,15 +128,18 @@ class _Arriving:
         incoming: list[tuple[int, dict[str, torch.Tensor]]],
         outgoing: dict[str, torch.Tensor],
         devices: dict[str, torch.device],
+        reporter: Reporter,
     ) -> None:
         self.works = works
         self.incoming = incoming
         self.outgoing = outgoing
         self.devices = devices
+        self.reporter = reporter
 
     def wait(self) -> list[tuple[int, Tensors]]:
-        for work in self.works:
-            work.wait()
+        with self.reporter.waiting():
+            for work in self.works:
+                work.wait()
         return [
             (sender, {name: buffer.to(self.devices[name]) for name, buffer in buffers.items()})
             for sender, buffers in self.incoming

@@ -85,17 +85,35 @@ def _on_gpus(nodes: Sequence[Node], *, members: int, config: ClusterConfig, what
     return Placement(cpus, config.gpus_per_member, config.threads_per_member or max(1, int(cpus)), backend)
 
 
+def shortage(nodes: Sequence[Node], *, members: int, placement: Placement) -> str:
+    """What is missing for all members to start, with the arithmetic, as the beginning of a sentence."""
+    room = _room(nodes, cpus=placement.cpus, gpus=placement.gpus)
+    rest = ", but other work holds some of it" if room >= members else ""
+    each = _each(placement.cpus, placement.gpus)
+    return f"{members} members need {each} each; the cluster has {_there(nodes)}, room for {room}{rest}"
+
+
 def _require(nodes: Sequence[Node], *, members: int, cpus: float, gpus: float, what: str, fewer: str) -> None:
-    room = sum(_fit(node, cpus=cpus, gpus=gpus) for node in nodes)
+    room = _room(nodes, cpus=cpus, gpus=gpus)
     if room >= members:
         return
-    each = " and ".join(f"{amount:g} {kind}" for amount, kind in ((gpus, "GPU"), (cpus, "CPU")) if amount)
-    there = f"{sum(n.gpus for n in nodes):g} GPUs and {sum(n.cpus for n in nodes):g} CPUs on {len(nodes)} node(s)"
     share = "cluster.gpus_per_member (or set cluster.device to cpu)" if gpus else "cluster.cpus_per_member"
     raise ClusterError(
-        f"{members} {what} need {each} each; the cluster has {there}, room for {room}. Lower {fewer} or "
-        f"{share}, or add nodes."
+        f"{members} {what} need {_each(cpus, gpus)} each; the cluster has {_there(nodes)}, room for {room}. "
+        f"Lower {fewer} or {share}, or add nodes."
     )
+
+
+def _room(nodes: Sequence[Node], *, cpus: float, gpus: float) -> int:
+    return sum(_fit(node, cpus=cpus, gpus=gpus) for node in nodes)
+
+
+def _each(cpus: float, gpus: float) -> str:
+    return " and ".join(f"{amount:g} {kind}" for amount, kind in ((gpus, "GPU"), (cpus, "CPU")) if amount)
+
+
+def _there(nodes: Sequence[Node]) -> str:
+    return f"{sum(n.gpus for n in nodes):g} GPUs and {sum(n.cpus for n in nodes):g} CPUs on {len(nodes)} node(s)"
 
 
 def _fit(node: Node, *, cpus: float, gpus: float) -> int:

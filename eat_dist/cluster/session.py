@@ -13,6 +13,7 @@ from eat_dist.errors import ClusterError
 
 # A local cluster holds statistics and a few megabytes of results; Ray's default would reserve a third of the memory.
 _LOCAL_OBJECT_STORE_BYTES = 256 * 2**20
+_NODE_GROUP = "ray.io/node-group"
 
 
 def connect(config: ClusterConfig) -> None:
@@ -53,3 +54,11 @@ def nodes() -> list[Node]:
         for node in ray.nodes()
         if node["Alive"]
     ]
+
+
+def is_launched() -> bool:
+    """Whether a launcher (``ray up``, KubeRay) runs the cluster, and so may add and replace nodes by itself.
+
+    It gives every node that it starts, the head too, the label of its group. Which nodes it could add Ray does not say.
+    """
+    return any(node["Alive"] and node["Labels"].get(_NODE_GROUP) for node in ray.nodes())

@@ -9,7 +9,7 @@ import signal
 import threading
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import ray
@@ -21,8 +21,9 @@ from ray.train.torch import TorchConfig, TorchTrainer, get_device
 
 from eat_dist.cluster.coordinator import RunAbortedError, start_coordinator
 from eat_dist.cluster.exchange import RayExchange
-from eat_dist.cluster.resources import Placement, place
-from eat_dist.cluster.session import connect, nodes
+from eat_dist.cluster.resources import Placement
+from eat_dist.cluster.session import connect, is_launched, nodes
+from eat_dist.cluster.waiting import PatientStart, cause, one_line, place_or_wait, train_settings
 from eat_dist.config import RunConfig, dump_config, parse_config
 from eat_dist.data.load import load_dataset
 from eat_dist.data.splits import make_splits
@@ -42,6 +43,7 @@ def train_on_ray(
     run_folder: Folder,
     mlflow_run_id: str | None = None,
     on_iteration: OnIteration | None = None,
+    on_notice: Callable[[str], None] | None = None,
 ) -> list[MemberResult]:
     """Train every member in its own Ray worker; results by rank.
 
@@ -51,9 +53,11 @@ def train_on_ray(
         run_folder: A folder that every node sees (one machine's disk, NFS, a bucket).
         mlflow_run_id: Kept in checkpoints.
         on_iteration: Called in this process, in a thread of its own, with what the coordinator has merged.
+        on_notice: Called there with lines for the user: who is late, what is waited for, why members are restarted.
 
     Raises:
-        ClusterError: The cluster is too small, or members died more often than ``cluster.max_restarts``.
+        ClusterError: The cluster is too small, or stays so for ``cluster.wait_for_nodes``, or members died more often
+            than ``cluster.max_restarts``.
         EatError: What a member stopped the run for, as it said it.
         KeyboardInterrupt: Ctrl-C.
     """
@@ -61,6 +65,10 @@ def train_on_ray(
     name = f"eat-dist-{config.name}-{uuid.uuid4().hex[:8]}"
     policy = Policy.of(config, num_classes)
     coordinator = start_coordinator(name, policy, timeout=config.cluster.gather_timeout)
+    scaling = _scaling(placement, config.ensemble.members)
+    start = PatientStart(
+        _notices_of(coordinator), members=scaling.num_workers, placement=placement, config=config.cluster
+    )
     trainer = TorchTrainer(
         _train_member,
         train_loop_config={
@@ -72,23 +80,25 @@ def train_on_ray(
             "mlflow_run_id": mlflow_run_id,
         },
         torch_config=TorchConfig(backend=placement.backend, timeout_s=math.ceil(config.cluster.gather_timeout)),
-        scaling_config=_scaling(placement, config.ensemble.members),
+        scaling_config=scaling,
         run_config=ray.train.RunConfig(
             name=name,
             storage_path=str(run_folder.child("ray")),
             failure_config=ray.train.FailureConfig(
-                max_failures=config.cluster.max_restarts, controller_failure_limit=config.cluster.max_restarts
+                max_failures=config.cluster.max_restarts,
+                controller_failure_limit=-1,  # the callback counts, and tells failures from a lack of room
             ),
+            callbacks=[start],
         ),
     )
     try:
-        with _relaying_progress(coordinator, on_iteration):
+        with _relaying(coordinator, on_iteration, on_notice), train_settings(config.cluster):
             _fit(trainer)
         results, failure = ray.get(coordinator.outcome.remote(), timeout=60)
     except ray.train.TrainingFailedError as error:
         failure = _known_failure(coordinator)
         if failure is None:
-            raise ClusterError(_why(error, config)) from error
+            raise _why(error, config) from error
     except ray.exceptions.RayError as error:
         raise ClusterError(f"{_LOST}: continue with --resume {run_folder}") from error
     finally:
@@ -105,10 +115,10 @@ def plan_placement(config: RunConfig) -> Placement:
     """Join the cluster and work out what each member gets.
 
     Raises:
-        ClusterError: It does not answer, or cannot hold all members.
+        ClusterError: It does not answer, or cannot hold all members and is not to be waited for.
     """
     connect(config.cluster)
-    return place(nodes(), members=config.ensemble.members, config=config.cluster)
+    return place_or_wait(nodes(), members=config.ensemble.members, config=config.cluster, launched=is_launched())
 
 
 def _train_member(loop: dict[str, Any]) -> None:
@@ -152,6 +162,15 @@ def _train_member(loop: dict[str, Any]) -> None:
         _, failure = ray.get(coordinator.outcome.remote())
         if failure is None:
             raise
+    finally:
+        exchange.close()
+
+
+def _notices_of(coordinator: Any) -> Callable[[str], None]:
+    def notice(text: str) -> None:
+        coordinator.notice.remote(text)
+
+    return notice
 
 
 def _scaling(placement: Placement, members: int) -> ray.train.ScalingConfig:
@@ -177,23 +196,30 @@ def _fit(trainer: TorchTrainer) -> None:
 
 
 @contextlib.contextmanager
-def _relaying_progress(coordinator: Any, on_iteration: OnIteration | None) -> Iterator[None]:
+def _relaying(
+    coordinator: Any, on_iteration: OnIteration | None, on_notice: Callable[[str], None] | None
+) -> Iterator[None]:
     """Ask the coordinator for news while training runs, and once more when it has ended."""
-    if on_iteration is None:
-        yield
-        return
     done = threading.Event()
+    seen = 0
+
+    def pass_on() -> None:
+        nonlocal seen
+        notices, entries = ray.get([coordinator.take_notices.remote(), coordinator.since.remote(seen)], timeout=10)
+        if on_notice is not None:
+            for notice in notices:
+                on_notice(notice)
+        for entry in entries:
+            if on_iteration is not None and entry.iteration > seen:  # a restart repeats iterations; they were shown
+                seen = entry.iteration
+                on_iteration(entry)
 
     def relay() -> None:
-        seen = 0
         finished = False
         while not finished:
             finished = done.wait(_POLL_S)
             with contextlib.suppress(ray.exceptions.RayError):  # it is being restarted: ask again
-                for entry in ray.get(coordinator.since.remote(seen), timeout=10):
-                    if entry.iteration > seen:  # a restart repeats iterations; they were shown already
-                        seen = entry.iteration
-                        on_iteration(entry)
+                pass_on()
 
     thread = threading.Thread(target=relay, name="progress", daemon=True)
     thread.start()
@@ -212,20 +238,14 @@ def _known_failure(coordinator: Any) -> EatError | None:
     return failure if isinstance(failure, EatError) else None
 
 
-def _why(error: ray.train.TrainingFailedError, config: RunConfig) -> str:
+def _why(error: ray.train.TrainingFailedError, config: RunConfig) -> ClusterError:
     """One line from Ray Train's account of what failed."""
+    ours = getattr(error, "controller_failure", None)
+    if isinstance(ours, ClusterError):
+        return ours
     failures = getattr(error, "worker_failures", {})
-    late = [failure for failure in failures.values() if isinstance(_cause(failure), MemberLateError)]
+    late = [failure for failure in failures.values() if isinstance(cause(failure), MemberLateError)]
     if late:
-        return str(_cause(late[0]))
-    if failures:
-        rank, failure = sorted(failures.items())[0]
-        reason = f"member {rank} failed: {' '.join(str(_cause(failure)).split())[:300]}"
-    else:
-        reason = " ".join(str(error).split())[-300:]
-    return f"training stopped, with up to {config.cluster.max_restarts} restarts (cluster.max_restarts) tried; {reason}"
-
-
-def _cause(error: BaseException) -> BaseException:
-    inner = getattr(error, "cause", None)
-    return inner if isinstance(inner, BaseException) else error
+        return ClusterError(str(cause(late[0])))
+    tried = f"with up to {config.cluster.max_restarts} restarts (cluster.max_restarts) tried"
+    return ClusterError(f"training stopped, {tried}; {one_line(error)}")

@@ -258,6 +258,9 @@ class ClusterConfig(_Section):
     gpus_per_member: Number = Field(1.0, gt=0, le=8, description="Fractions share a GPU, over gloo then.")
     threads_per_member: int | None = Field(None, ge=1, description="torch threads; default: the member's whole CPUs.")
     gather_timeout: Number = Field(300.0, gt=0, description="Seconds until a late member is an error.")
+    wait_for_nodes: Number | None = Field(
+        None, ge=0, description="Seconds members wait for room; default: 1800, at the start if nodes may be launched."
+    )
     max_restarts: int = Field(3, ge=0, description="Times Ray Train restarts the members after a death.")
 
 

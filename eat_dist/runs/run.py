@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import statistics
 import tempfile
 import time
 from collections.abc import Callable
@@ -21,6 +22,7 @@ from eat_dist.console import Console
 from eat_dist.data.images import ZeroShotData
 from eat_dist.data.splits import Splits, to_table
 from eat_dist.errors import CheckpointError
+from eat_dist.history import read_history, waiting_shares
 from eat_dist.in_process import train_in_process
 from eat_dist.member import MemberResult, Schedule
 from eat_dist.models.ensemble import EnsembleSpec, member_file, save_spec, weights_digest
@@ -48,6 +50,9 @@ SUMMARY_SCHEMA = 1
 
 # Iterations whose numbers go to MLflow, at most; the run folder has all of them.
 _TRACKED_ITERATIONS = 1000
+
+# Difference of the members' shares of time spent waiting from which on the slowest is named.
+_UNEQUAL = 0.2
 
 
 @dataclass(frozen=True)
@@ -202,6 +207,7 @@ class _Run:
             "seconds": round(seconds, 3),
             "resumed_from_iteration": results[0].resumed_from,
             "weights_sha256": digest,
+            "waiting_share": [round(share, 4) for share in self._waiting_shares()],
             "peak_memory_mib": [round(result.peak_memory / 2**20) for result in results],
             "loading": results[0].loading,
             "skipped_images": list(self.data.skipped),
@@ -223,6 +229,18 @@ class _Run:
             (copy / name).write_bytes(folder.read(f"model/{name}"))
         tracker.log_ensemble(str(copy), spec.image_shape)
         return Finished(folder, summary, tracker.uri, tracker.run_id)
+
+    def _waiting_shares(self) -> list[float]:
+        """By member; a member that holds the others up is named."""
+        shares = waiting_shares(read_history(self.folder.child("statistics")), self.config.ensemble.members)
+        slowest = shares.index(min(shares))
+        if max(shares) - shares[slowest] > _UNEQUAL:
+            others = statistics.median(share for rank, share in enumerate(shares) if rank != slowest)
+            self.console.say(
+                f"Member {slowest} was the slowest: the others waited {100 * others:.0f} % of their time for peers, "
+                f"it {100 * shares[slowest]:.0f} %."
+            )
+        return shares
 
     def _train(self, tracker: Tracker, show: Callable[[EnsembleStatistics], None]) -> list[MemberResult]:
         every = max(1, self.schedule.iterations // _TRACKED_ITERATIONS)
@@ -250,4 +268,5 @@ class _Run:
             run_folder=self.folder,
             mlflow_run_id=tracker.run_id,
             on_iteration=on_iteration,
+            on_notice=self.console.warn,
         )
