@@ -84,9 +84,9 @@ def _counted(what: str, items: Sequence[str]) -> str:
 def _read(location: str) -> State:
     if location.startswith(("http://", "https://")):
         location = str(_download(location))
-    folder, file = os.path.split(location)
     try:
-        content = Folder.at(folder).read(file)
+        folder, file = Folder.of_file(location)
+        content = folder.read(file)
     except StorageError as error:
         raise StorageError(f"model.weights: {error}") from error
     try:
