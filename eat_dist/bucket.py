@@ -81,7 +81,7 @@ def _options(parts: SplitResult) -> dict[str, str]:
     if "@" in parts.netloc or "@" in options.get("endpoint_override", ""):
         raise StorageError(
             f"cannot open '{shown}': the URL holds credentials, which would be printed and stored with the run. Give "
-            "them by the environment (AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or a role; docs/storage.md)."
+            "them by the environment or a role (docs/storage.md)."
         )
     known = OPTIONS[parts.scheme]
     if unknown := [name for name in options if name not in known]:

@@ -170,11 +170,16 @@ class Folder:
         Raises:
             StorageError: It is not there or cannot be read.
         """
-        try:
-            with self.filesystem.open_input_stream(self.file(name)) as stream:
-                return bytes(stream.read())
-        except OSError as error:
-            raise StorageError(f"cannot read '{self.child(name)}': {reason(error)}") from error
+        while True:
+            try:
+                # A bucket is asked for all of it at once: what one request gets is of one moment.
+                with self.filesystem.open_input_file(self.file(name)) as file:
+                    content = bytes(file.read())
+            except OSError as error:
+                raise StorageError(f"cannot read '{self.child(name)}': {reason(error)}") from error
+            # How much "all" is was asked before: a file that was replaced in between may be cut.
+            if self.is_local or len(content) == self.stamp(name).size:
+                return content
 
     def write(self, name: str, content: bytes | pa.Buffer) -> None:
         """Write a file whole: a reader sees the old content or the new one, never a part.
