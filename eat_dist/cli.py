@@ -118,10 +118,10 @@ def evaluate(  # noqa: PLR0917  (typer takes options as arguments)
         console=console,
     )
     console.evaluation(done.results)
-    where = f"{done.folder}/evaluation/{done.results['protocol']}"
-    console.say(f"results      {where}/results.parquet")
-    console.say(f"summary      {where}/summary.json")
-    console.say(f"report       eat-dist report {done.folder} -o report.html")
+    where = done.folder.child(f"evaluation/{done.results['protocol']}")
+    console.say(f"results      {where.child('results.parquet')}")
+    console.say(f"summary      {where.child('summary.json')}")
+    console.say(f"report       eat-dist report {done.folder.argument} -o report.html")
     _say_where_mlflow_is(console, done.tracking_uri, done.mlflow_run_id)
 
 
@@ -141,7 +141,7 @@ def report(
         written = write_report([Folder.at(run) for run in runs], output, title=title, on_progress=progress)
     console.say(f"report       {written.page}")
     if written.figures:
-        console.say(f"figures      {len(written.figures)} files in {written.figures[0].rpartition('/')[0]}")
+        console.say(f"figures      {len(written.figures)} files in {Folder.of_file(written.figures[0])[0]}")
 
 
 @app.command()
@@ -206,8 +206,8 @@ def _report(finished: Finished) -> None:
     console.summary(finished.summary)
     folder = finished.folder
     console.say(f"run folder   {folder}")
-    console.say(f"summary      {folder}/summary.json")
-    console.say(f"ensemble     {folder}/model")
+    console.say(f"summary      {folder.child('summary.json')}")
+    console.say(f"ensemble     {folder.child('model')}")
     _say_where_mlflow_is(console, finished.tracking_uri, finished.mlflow_run_id)
 
 

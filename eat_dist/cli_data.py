@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -71,7 +70,8 @@ def prepare(
     images = ", ".join(f"{count:,} {role}" for role, count in manifest.images.items())
     size = decimal(sum(part.bytes for part in manifest.parts))
     console.say(f"{images} images in {len(manifest.parts)} parts, {size}")
-    console.say(f"train on them with --set data.dataset={dataset} --set data.shards={out}")
+    shards = out if folder.is_local else folder.argument
+    console.say(f"train on them with --set data.dataset={dataset} --set data.shards={shards}")
 
 
 @app.command()
@@ -114,8 +114,8 @@ def inspect(
     for line in found.report():
         console.say(line)
     if output is not None:
-        name = os.path.basename(output)
-        Folder.at(os.path.dirname(output) or ".").write(name, contact_sheet(found.sheet()))
+        where, name = Folder.of_file(output)
+        where.write(name, contact_sheet(found.sheet()))
         console.say(f"picture     {output}")
     if found.faults:
         raise DataError(f"'{path}' is damaged in {len(found.faults)} places, e.g. {found.faults[0]}")

@@ -63,8 +63,8 @@ def embed_files(
     column = pa.FixedSizeListArray.from_arrays(pa.array(embedded.flatten().numpy()), embedded.shape[1])
     buffer = io.BytesIO()
     pq.write_table(pa.table({"path": names, "embedding": column}), buffer)
-    parent, _, name = output.rpartition("/")
-    Folder.at(parent or ".").write(name, buffer.getvalue())
+    folder, name = Folder.of_file(output)
+    folder.write(name, buffer.getvalue())
     return len(names), tuple(skipped)
 
 

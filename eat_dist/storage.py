@@ -4,13 +4,23 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
+import tempfile
 import uuid
-from dataclasses import dataclass
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
+from urllib.parse import quote
 
-from pyarrow import ArrowInvalid, fs
+import pyarrow as pa
+from pyarrow import fs
 
+from eat_dist.bucket import OPTIONS, open_bucket, reason
 from eat_dist.errors import StorageError
+
+_CHECK_BUCKET = "Check the bucket's name, the credentials and what they permit (docs/storage.md)."
 
 
 class FileStamp(NamedTuple):
@@ -25,39 +35,75 @@ class Folder:
     """A folder addressed by a path or URL (``runs/a``, ``s3://bucket/runs/a``, ``gs://…``).
 
     A file is written under a temporary name and renamed on a local disk; object stores make an object visible only
-    once it is complete, so there it is written directly. Names may contain ``/``.
+    once it is complete, so there it is written directly. Names may contain ``/``. ``str(folder)`` leads to the same
+    folder again in any process, the URL's query (endpoint, region) included; so does a pickled one.
+
+    Attributes:
+        filesystem: Where it is.
+        path: In the filesystem; of a bucket ``BUCKET/KEY``.
+        scheme: ``s3`` or ``gs``; empty: a local disk.
+        query: Of the URL, with its ``?``.
     """
 
     filesystem: fs.FileSystem
     path: str
+    scheme: str = ""
+    query: str = ""
 
     @classmethod
     def at(cls, location: str | os.PathLike[str]) -> Folder:
         """Open (not create) the folder at a path or URL.
 
         Raises:
-            StorageError: The URL's scheme is unknown.
+            StorageError: The URL's scheme is unknown, or as :func:`eat_dist.bucket.open_bucket`.
         """
         text = os.fspath(location)
-        if "://" not in text:
+        scheme, separator, _ = text.partition("://")
+        if not separator:
             return cls(fs.LocalFileSystem(), os.path.abspath(os.path.expanduser(text)))
+        if scheme in OPTIONS:
+            filesystem, path, query = open_bucket(text)
+            return cls(filesystem, path, scheme, query)
+        if scheme != "file":
+            raise StorageError(f"cannot open '{text}': expected a path or a URL of {', '.join(OPTIONS)} or file")
         try:
             filesystem, path = fs.FileSystem.from_uri(text)
-        except (ArrowInvalid, OSError) as error:
-            raise StorageError(f"cannot open '{text}': {_first_line(error)}") from error
+        except (pa.ArrowInvalid, OSError) as error:
+            raise StorageError(f"cannot open '{text}': {reason(error)}") from error
         return cls(filesystem, path.rstrip("/"))
+
+    @classmethod
+    def of_file(cls, location: str | os.PathLike[str]) -> tuple[Folder, str]:
+        """The folder that holds the file at a path or URL, and the file's name in it.
+
+        Raises:
+            StorageError: The location is a folder's; or as :meth:`at`.
+        """
+        whole = cls.at(location)
+        parent, _, name = whole.path.rpartition("/")
+        if os.fspath(location).partition("?")[0].endswith("/") or not name or not (parent or whole.is_local):
+            raise StorageError(f"'{location}' names a folder; expected a file")
+        return replace(whole, path=parent or "/"), name
 
     @property
     def is_local(self) -> bool:
         """Whether the folder lies on this machine's disk."""
-        return isinstance(self.filesystem, fs.LocalFileSystem)
+        return not self.scheme
 
     def __str__(self) -> str:
-        return self.path if self.is_local else f"{self.filesystem.type_name}://{self.path}"
+        return self.path if self.is_local else f"{self.scheme}://{quote(self.path)}{self.query}"
+
+    @property
+    def argument(self) -> str:
+        """``str`` as an argument in a shell, where a query's ``?`` and ``&`` mean something else."""
+        return shlex.quote(str(self))
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Folder.at, (str(self),)
 
     def child(self, name: str) -> Folder:
-        """The folder ``name`` inside this one."""
-        return Folder(self.filesystem, f"{self.path}/{name}")
+        """The folder ``name`` inside this one; in a message also a file, ``str`` of which is its path or URL."""
+        return replace(self, path=f"{self.path}/{name}")
 
     def file(self, name: str) -> str:
         """The filesystem path of a file in this folder."""
@@ -73,7 +119,7 @@ class Folder:
         try:
             return sorted(info.base_name for info in self.filesystem.get_file_info(selector))
         except OSError as error:
-            raise StorageError(f"cannot list '{self}': {_reason(error)}") from error
+            raise StorageError(f"cannot list '{self}': {reason(error)}") from error
 
     def files(self) -> dict[str, FileStamp]:
         """All files at any depth, by their path below this folder, sorted; empty where the folder does not exist.
@@ -87,7 +133,7 @@ class Folder:
         except UnicodeDecodeError as error:
             raise StorageError(f"cannot list '{self}': a file name in it is not UTF-8; rename the file") from error
         except OSError as error:
-            raise StorageError(f"cannot list '{self}': {_reason(error)}") from error
+            raise StorageError(f"cannot list '{self}': {reason(error)}") from error
         above = f"{self.path.rstrip('/')}/" if self.path else ""
         found = {info.path.removeprefix(above): FileStamp(info.size, info.mtime_ns) for info in infos if info.is_file}
         return dict(sorted(found.items()))
@@ -100,23 +146,23 @@ class Folder:
         """
         info = self._info(name)
         if not info.is_file:
-            raise StorageError(f"cannot read '{self}/{name}': there is no such file")
+            raise StorageError(f"cannot read '{self.child(name)}': there is no such file")
         return FileStamp(info.size, info.mtime_ns)
 
     def create(self) -> None:
-        """Make the folder and its parents.
+        """Make the folder and its parents, and try a write. In a bucket, which has no folders, only the latter.
 
         Raises:
-            StorageError: It cannot be made or is not writable.
+            StorageError: It cannot be made, or files in it cannot be written and deleted.
         """
-        probe = f"{self.path}/.write-{uuid.uuid4().hex}"
+        probe = f".write-{uuid.uuid4().hex}"
+        advice = "Choose another folder." if self.is_local else _CHECK_BUCKET
         try:
-            self.filesystem.create_dir(self.path, recursive=True)
-            with self.filesystem.open_output_stream(probe) as stream:
-                stream.write(b"ok")
-            self.filesystem.delete_file(probe)
-        except OSError as error:
-            raise StorageError(f"cannot write to '{self}': {_reason(error)}. Choose another folder.") from error
+            self.write(probe, b"ok")
+            self.filesystem.delete_file(self.file(probe))
+        except (StorageError, OSError) as error:
+            cause = error.__cause__ if isinstance(error, StorageError) and error.__cause__ else error
+            raise StorageError(f"cannot write to '{self}': {reason(cause)}. {advice}") from error
 
     def read(self, name: str) -> bytes:
         """The bytes of a file.
@@ -124,30 +170,74 @@ class Folder:
         Raises:
             StorageError: It is not there or cannot be read.
         """
-        try:
-            with self.filesystem.open_input_stream(self.file(name)) as stream:
-                return bytes(stream.read())
-        except OSError as error:
-            raise StorageError(f"cannot read '{self}/{name}': {_reason(error)}") from error
+        while True:
+            try:
+                # A bucket is asked for all of it at once: what one request gets is of one moment.
+                with self.filesystem.open_input_file(self.file(name)) as file:
+                    content = bytes(file.read())
+            except OSError as error:
+                raise StorageError(f"cannot read '{self.child(name)}': {reason(error)}") from error
+            # How much "all" is was asked before: a file that was replaced in between may be cut.
+            if self.is_local or len(content) == self.stamp(name).size:
+                return content
 
-    def write(self, name: str, content: bytes) -> None:
+    def write(self, name: str, content: bytes | pa.Buffer) -> None:
         """Write a file whole: a reader sees the old content or the new one, never a part.
 
         Raises:
             StorageError: No permission, no space left.
         """
+        if self.is_local:
+            with self.writing(name) as stream:
+                stream.write(content)
+            return
+
+        def upload() -> None:
+            with self.filesystem.open_output_stream(self.file(name)) as stream:
+                stream.write(content)
+
+        try:
+            # Closing pyarrow's stream completes the object, whatever is in it so far: so nothing may come in between.
+            # Ctrl-C, which interrupts the main thread alone, waits for the other one here.
+            with ThreadPoolExecutor(1) as pool:
+                pool.submit(upload).result()
+        except OSError as error:
+            raise StorageError(f"cannot write '{self.child(name)}': {reason(error)}") from error
+
+    @contextmanager
+    def writing(self, name: str) -> Iterator[Any]:
+        """A stream into a file that is whole or, when what writes it raises, not there (or as it was).
+
+        For a bucket it is collected in the local temporary folder first.
+
+        Raises:
+            StorageError: No permission, no space left.
+        """
+        if not self.is_local:
+            try:
+                with tempfile.NamedTemporaryFile(prefix="eat-dist-") as collected:
+                    yield collected
+                    collected.flush()
+                    with pa.memory_map(collected.name) as content:
+                        self.write(name, content.read_buffer())
+            except OSError as error:
+                raise StorageError(
+                    f"cannot write '{self.child(name)}' by way of {tempfile.gettempdir()}: {reason(error)}"
+                ) from error
+            return
         target = self.file(name)
-        written = f"{target}.{uuid.uuid4().hex[:8]}.tmp" if self.is_local else target
+        written = f"{target}.{uuid.uuid4().hex[:8]}.tmp"
         try:
             self.filesystem.create_dir(os.path.dirname(target), recursive=True)
             with self.filesystem.open_output_stream(written) as stream:
-                stream.write(content)
-            if self.is_local:
-                self.filesystem.move(written, target)
-        except OSError as error:
-            if self.is_local and os.path.exists(written):
+                yield stream
+            self.filesystem.move(written, target)
+        except BaseException as error:
+            if os.path.exists(written):
                 os.unlink(written)
-            raise StorageError(f"cannot write '{self}/{name}': {_reason(error)}") from error
+            if isinstance(error, OSError):
+                raise StorageError(f"cannot write '{self.child(name)}': {reason(error)}") from error
+            raise
 
     def read_json(self, name: str) -> Any:
         """A JSON file's content.
@@ -158,7 +248,7 @@ class Folder:
         try:
             return json.loads(self.read(name))
         except ValueError as error:
-            raise StorageError(f"'{self}/{name}' is not valid JSON: {error}") from error
+            raise StorageError(f"'{self.child(name)}' is not valid JSON: {error}") from error
 
     def write_json(self, name: str, content: Any) -> None:
         """Write JSON, indented, keys in the order given. NaN is refused: JSON has none."""
@@ -177,21 +267,11 @@ class Folder:
             elif kind == fs.FileType.File:
                 self.filesystem.delete_file(self.file(name))
         except OSError as error:
-            raise StorageError(f"cannot delete '{self}/{name}': {_reason(error)}") from error
+            raise StorageError(f"cannot delete '{self.child(name)}': {reason(error)}") from error
 
     def _info(self, name: str) -> fs.FileInfo:
         try:
             return self.filesystem.get_file_info(self.file(name) if name else self.path)
         except OSError as error:
-            raise StorageError(f"cannot reach '{self}': {_reason(error)}") from error
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
-
-
-def _reason(error: OSError) -> str:
-    if error.errno:
-        return os.strerror(error.errno)
-    # pyarrow puts the operating system's words into the text: "… Detail: [errno 28] No space left on device".
-    return str(error).rsplit("] ", maxsplit=1)[-1].strip().splitlines()[0]
+            advice = "" if self.is_local else f". {_CHECK_BUCKET}"
+            raise StorageError(f"cannot reach '{self}': {reason(error)}{advice}") from error

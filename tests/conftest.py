@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import os
+import uuid
 from collections.abc import Iterator
 from pathlib import Path
 
+import object_store
 import pytest
 
 # Before torch and ray are imported: threads of several processes on two cores wait for each other by spinning.
 os.environ["OMP_NUM_THREADS"] = "1"
 os.environ["RAY_TRAIN_HEALTH_CHECK_INTERVAL_S"] = "0.2"
 os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
-for name in ("MLFLOW_TRACKING_URI", "RAY_ADDRESS"):
+for name in ("MLFLOW_TRACKING_URI", "RAY_ADDRESS", "AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3", "AWS_SESSION_TOKEN"):
     os.environ.pop(name, None)
+os.environ |= object_store.CREDENTIALS
 
 import torch  # noqa: E402  (after the variable above)
 
@@ -36,6 +39,21 @@ def cache_of_its_own(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
         yield
+
+
+@pytest.fixture(scope="session")
+def s3() -> Iterator[object_store.ObjectStore]:
+    """An S3 server that anybody may use."""
+    with object_store.serving() as store:
+        yield store
+
+
+@pytest.fixture
+def bucket(s3: object_store.ObjectStore) -> str:
+    """The name of a new bucket in it."""
+    name = f"tests-{uuid.uuid4().hex}"
+    s3.client.create_bucket(Bucket=name)
+    return name
 
 
 @pytest.fixture(scope="session")

@@ -12,8 +12,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from object_store import ObjectStore
 from PIL import Image
-from pyarrow import fs
 from sklearn.datasets import load_digits
 
 from conftest import SHARED_DATA
@@ -28,7 +28,6 @@ from dataset_layouts import (
     write_cars196,
     write_cars196_devkit,
     write_cub200,
-    write_files,
     write_inshop,
     write_mat,
     write_omniglot_small,
@@ -41,7 +40,6 @@ from eat_dist.config import DataConfig
 from eat_dist.data.datasets import DATASETS
 from eat_dist.data.datasets.layout import Files
 from eat_dist.errors import ConfigError, DataError, StorageError
-from eat_dist.storage import Folder
 
 WRITERS: dict[str, Callable[[Path], Path]] = {
     "omniglot": write_omniglot_small,
@@ -178,14 +176,14 @@ def test_a_byte_order_mark_empty_lines_and_windows_line_ends_do_not_matter(tmp_p
     assert source_of("sop", root).items == expected
 
 
-def test_a_folder_on_another_filesystem_is_listed_and_read(tmp_path: Path) -> None:
-    write_files(tmp_path / "data", {"a/1.jpg": b"one"})
-    remote = Folder(fs.SubTreeFileSystem(str(tmp_path), fs.LocalFileSystem()), "data")
+def test_a_folder_in_a_bucket_is_listed_and_read(s3: ObjectStore, bucket: str) -> None:
+    remote = s3.folder(f"{bucket}/data")
+    remote.write("a/1.jpg", b"one")
     files = Files.of_folder(remote).under("images")
     assert list(files.stamps) == ["images/a/1.jpg"]
     assert files.read("images/a/1.jpg") == b"one"
-    (tmp_path / "data/a/1.jpg").unlink()
-    with pytest.raises(StorageError, match=r"cannot read .*a/1\.jpg.: No such file"):
+    remote.delete("a/1.jpg")
+    with pytest.raises(StorageError, match=r"cannot read .*a/1\.jpg.*: No such file"):
         files.read("images/a/1.jpg")
 
 

@@ -261,6 +261,12 @@ def test_without_the_network_the_message_says_what_to_download_and_where_to_put_
     assert "\n" not in str(caught.value)
 
 
+def test_credentials_in_a_url_are_refused_and_not_repeated() -> None:
+    with pytest.raises(StorageError, match=r"model\.weights: a URL with credentials") as caught:
+        built(small(weights="https://user:VERY-SECRET@example.invalid/x.pth"))
+    assert "VERY-SECRET" not in str(caught.value)
+
+
 def test_a_saved_ensemble_never_asks_for_pretrained_weights(tmp_path: Path) -> None:
     config = small(weights=str(tmp_path / "gone.pth"))
     with pytest.raises(StorageError, match=r"gone\.pth"):

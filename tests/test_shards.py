@@ -15,8 +15,8 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import torch
+from object_store import ObjectStore
 from PIL import Image
-from pyarrow import fs
 from torch.utils.data import DataLoader, Dataset
 
 from eat_dist.config import DataConfig
@@ -241,11 +241,10 @@ def test_a_set_that_has_read_images_may_be_used_after_a_fork(shards: Path) -> No
     assert all(torch.equal(image, images.stored(index)) for index, image in enumerate(loader))
 
 
-def test_in_a_bucket_the_same_images_are_read(tmp_path: Path, shards: Path) -> None:
-    bucket = Folder(fs.SubTreeFileSystem(str(tmp_path), fs.LocalFileSystem()), "shards")
-    prepare(source_of(FILES), bucket)
-    assert not bucket.is_local
-    there, here = open_shards(bucket, config()).train, opened(shards).train
+def test_in_a_bucket_the_same_images_are_read(s3: ObjectStore, bucket: str, shards: Path) -> None:
+    remote = s3.folder(f"{bucket}/shards")
+    prepare(source_of(FILES), remote)
+    there, here = open_shards(remote, config()).train, opened(shards).train
     assert there.digest() == here.digest()
     chosen = np.arange(0, 150, 7)
     images = pickle.loads(pickle.dumps(there))

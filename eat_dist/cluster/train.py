@@ -27,7 +27,7 @@ from eat_dist.cluster.waiting import PatientStart, cause, one_line, place_or_wai
 from eat_dist.config import RunConfig, dump_config, parse_config
 from eat_dist.data.load import load_dataset
 from eat_dist.data.splits import make_splits
-from eat_dist.errors import ClusterError, EatError, MemberLateError
+from eat_dist.errors import ClusterError, EatError, MemberLateError, StorageError
 from eat_dist.member import Member, MemberResult, OnIteration
 from eat_dist.robustness.statistics import Policy
 from eat_dist.storage import Folder
@@ -83,7 +83,8 @@ def train_on_ray(
         scaling_config=scaling,
         run_config=ray.train.RunConfig(
             name=name,
-            storage_path=str(run_folder.child("ray")),
+            storage_path=run_folder.child("ray").path,
+            storage_filesystem=None if run_folder.is_local else run_folder.filesystem,
             failure_config=ray.train.FailureConfig(
                 max_failures=config.cluster.max_restarts,
                 controller_failure_limit=-1,  # the callback counts, and tells failures from a lack of room
@@ -100,14 +101,15 @@ def train_on_ray(
         if failure is None:
             raise _why(error, config) from error
     except ray.exceptions.RayError as error:
-        raise ClusterError(f"{_LOST}: continue with --resume {run_folder}") from error
+        raise ClusterError(f"{_LOST}: continue with --resume {run_folder.argument}") from error
     finally:
         ray.kill(coordinator)
-        run_folder.delete("ray")
+        with contextlib.suppress(StorageError):  # where the storage failed, that is what the run is to say
+            run_folder.delete("ray")
     if failure is not None:
         raise failure
     if len(results) < config.ensemble.members:  # it came back empty after the members had reported
-        raise ClusterError(f"{_LOST}: continue with --resume {run_folder}")
+        raise ClusterError(f"{_LOST}: continue with --resume {run_folder.argument}")
     return [results[rank] for rank in range(config.ensemble.members)]
 
 

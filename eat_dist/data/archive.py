@@ -36,7 +36,7 @@ class Archive:
             DataError: It is not there, is not a whole zip archive, or has an entry whose name is absolute or holds
                 ``..``, a backslash, a drive letter or a control character.
         """
-        self._location = f"{folder}/{name}"
+        self._location = str(folder.child(name))
         try:
             self._stamp = folder.stamp(name)
             file = folder.filesystem.open_input_file(folder.file(name))

@@ -150,7 +150,7 @@ def inspect_shards(folder: Folder, *, threads: int | None = None, on_progress: O
         try:
             with reading(folder, part.name):
                 if file_sha256(folder, part.name) != part.sha256:
-                    found.faults.append(f"the SHA-256 of '{folder}/{part.name}' differs from the manifest's")
+                    found.faults.append(f"the SHA-256 of '{folder.child(part.name)}' differs from the manifest's")
                 with open_part(folder, part.name) as file:
                     for group in range(file.num_row_groups):
                         for row in file.read_row_group(group, use_threads=False).to_pylist():
@@ -200,11 +200,11 @@ class _Look:
 
 
 def _examine_row(row: dict[str, Any], folder: Folder, part: Part, look: _Look, found: _Found) -> None:
-    where = f"image '{row['name']}' in '{folder}/{part.name}'"
+    where = f"image '{row['name']}' in '{folder.child(part.name)}'"
     try:
         seen = look(Item(row["name"], row["class_name"], row["role"]), row["image"], found)
     except DataError as error:
-        found.faults.append(f"{error} (in '{folder}/{part.name}')")
+        found.faults.append(f"{error} (in '{folder.child(part.name)}')")
         return
     if seen.sha256 != row["sha256"]:
         found.faults.append(f"the SHA-256 of {where} differs")

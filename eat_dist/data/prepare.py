@@ -220,7 +220,8 @@ def _write_parts(
             written.append(pool.submit(check, part))  # beside the next part's images
         for part, future in zip(missing, written, strict=True):
             if (again := future.result()) is None:
-                raise StorageError(f"'{out}/{part.name}' does not read back as it was written. Choose another folder.")
+                where = out.child(part.name)
+                raise StorageError(f"'{where}' does not read back as it was written. Choose another folder.")
             whole[part.name] = again
     return [whole[part.name] for part in plan.parts]
 

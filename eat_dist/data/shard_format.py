@@ -123,13 +123,13 @@ def read_manifest(folder: Folder) -> Manifest:
         schema, checksum = content["schema"], content.pop("sha256")
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise DataError(
-            f"'{folder}/{MANIFEST}' is damaged: it is no manifest in JSON. {how_to_mend(folder)}"
+            f"'{folder.child(MANIFEST)}' is damaged: it is no manifest in JSON. {how_to_mend(folder)}"
         ) from error
     if schema != SCHEMA:
         raise DataError(f"'{folder}' has shards of schema {schema}; this version reads {SCHEMA}. {how_to_mend(folder)}")
     if checksum != _checksum(content):
         raise DataError(
-            f"'{folder}/{MANIFEST}' is damaged: its SHA-256 differs from the one in it. {how_to_mend(folder)}"
+            f"'{folder.child(MANIFEST)}' is damaged: its SHA-256 differs from the one in it. {how_to_mend(folder)}"
         )
     lists = {
         "train_classes": tuple(content["train_classes"]),
@@ -146,9 +146,9 @@ def find_faults(folder: Folder, manifest: Manifest) -> list[str]:
     faults = []
     for part in manifest.parts:
         if part.name not in there:
-            faults.append(f"'{folder}/{part.name}' is missing")
+            faults.append(f"'{folder.child(part.name)}' is missing")
         elif there[part.name].size != part.bytes:
-            faults.append(f"'{folder}/{part.name}' has {there[part.name].size:,} bytes instead of {part.bytes:,}")
+            faults.append(f"'{folder.child(part.name)}' has {there[part.name].size:,} bytes instead of {part.bytes:,}")
     return faults
 
 
@@ -182,7 +182,7 @@ def reading(folder: Folder, name: str) -> Iterator[None]:
         yield
     except (pa.ArrowException, OSError) as error:
         reason = " ".join(str(error).split()).rstrip(".")
-        raise DataError(f"cannot read '{folder}/{name}': {reason}. {how_to_mend(folder)}") from error
+        raise DataError(f"cannot read '{folder.child(name)}': {reason}. {how_to_mend(folder)}") from error
 
 
 def file_sha256(folder: Folder, name: str) -> str:

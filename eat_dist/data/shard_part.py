@@ -5,11 +5,8 @@ from __future__ import annotations
 import hashlib
 import io
 import json
-import os
-import uuid
 from collections import Counter
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -21,7 +18,7 @@ from torchvision.transforms.v2 import functional
 from eat_dist.data.decode import decode_image
 from eat_dist.data.shard_format import COLUMNS, Part, Skipped, file_sha256, open_part
 from eat_dist.data.source import Item, Source
-from eat_dist.errors import DataError, StorageError
+from eat_dist.errors import DataError
 from eat_dist.storage import Folder
 
 # A row group is what a reader reads at once (docs/shards.md, read amplification).
@@ -104,7 +101,7 @@ def write_part(out: Folder, part: PlannedPart, images: Iterable[Row | Skipped]) 
     skipped: list[Skipped] = []
     rows: list[Row] = []
     with (
-        _whole_file(out, part.name) as stream,
+        out.writing(part.name) as stream,
         pq.ParquetWriter(stream, COLUMNS, **_PARQUET_OPTIONS) as writer,
     ):
         for image in images:
@@ -119,23 +116,6 @@ def write_part(out: Folder, part: PlannedPart, images: Iterable[Row | Skipped]) 
             writer.write_table(pa.Table.from_pylist(rows, COLUMNS))
         notes = {"made_from": part.made_from, "skipped": json.dumps([asdict(image) for image in skipped])}
         writer.add_key_value_metadata(notes)
-
-
-@contextmanager
-def _whole_file(out: Folder, name: str) -> Iterator[Any]:
-    """A stream into a file that is whole or not there, as :meth:`Folder.write` does it with bytes."""
-    written = f"{name}.{uuid.uuid4().hex[:8]}.tmp" if out.is_local else name
-    try:
-        with out.filesystem.open_output_stream(out.file(written)) as stream:
-            yield stream
-        if out.is_local:
-            out.filesystem.move(out.file(written), out.file(name))
-    except BaseException as error:
-        out.delete(written)
-        if isinstance(error, OSError):
-            reason = os.strerror(error.errno) if error.errno else " ".join(str(error).split())
-            raise StorageError(f"cannot write '{out}/{name}': {reason}") from error
-        raise
 
 
 def read_back(out: Folder, channels: int, part: PlannedPart) -> WholePart | None:

@@ -206,7 +206,7 @@ class ShardImages:
         content: bytes = images[int(self._row[index])].as_py()
         if hashlib.sha256(content).digest() != self._sha256[index]:
             raise DataError(
-                f"image '{name}' in '{self._folder}/{part}' is damaged: its SHA-256 differs. "
+                f"image '{name}' in '{self._folder.child(part)}' is damaged: its SHA-256 differs. "
                 + how_to_mend(self._folder)
             )
         return decode_image(content, name=name, channels=self._channels)
@@ -255,7 +255,7 @@ def _small_columns(folder: Folder, number: int, part: Part) -> pa.Table:
         lengths = [file.metadata.row_group(group).num_rows for group in range(file.num_row_groups)]
     if table.num_rows != part.rows:
         raise DataError(
-            f"'{folder}/{part.name}' has {table.num_rows} images instead of {part.rows}. {how_to_mend(folder)}"
+            f"'{folder.child(part.name)}' has {table.num_rows} images instead of {part.rows}. {how_to_mend(folder)}"
         )
     places = {
         "part": np.full(part.rows, number),

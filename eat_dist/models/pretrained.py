@@ -10,6 +10,7 @@ from http.client import HTTPException
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any
+from urllib.parse import urlsplit
 
 import torch
 from safetensors.torch import load as load_safetensors
@@ -83,10 +84,12 @@ def _counted(what: str, items: Sequence[str]) -> str:
 
 def _read(location: str) -> State:
     if location.startswith(("http://", "https://")):
+        if "@" in urlsplit(location).netloc:
+            raise StorageError("model.weights: a URL with credentials would be stored with the run; download the file")
         location = str(_download(location))
-    folder, file = os.path.split(location)
     try:
-        content = Folder.at(folder).read(file)
+        folder, file = Folder.of_file(location)
+        content = folder.read(file)
     except StorageError as error:
         raise StorageError(f"model.weights: {error}") from error
     try:

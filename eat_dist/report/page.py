@@ -53,17 +53,15 @@ def write_report(
         ConfigError: ``output`` is not an ``.html`` file, or no folder or one twice was given.
         StorageError: A folder or its evaluation is missing or damaged, or the report cannot be written.
     """
-    if not output.endswith(".html") or output.rpartition("/")[2] == ".html":
+    folder, name = Folder.of_file(output)
+    if not name.endswith(".html") or name == ".html":
         raise ConfigError(f"expected the report's file name to end in .html; got '{output}'")
     page = make_page(read_runs(folders), title=title, on_progress=on_progress)
-    where, _, name = output.rpartition("/")
     stem = name.removesuffix(".html")
-    # An absolute path directly below the root has nothing before its only slash.
-    folder = Folder.at(where or ("/" if output.startswith("/") else "."))
     plots = page.plots()
     html = render(page, figures_folder=f"{stem}_figures" if plots else None)
     figures = _write(folder, name, html, plots)
-    return ReportFiles(f"{folder}/{name}", tuple(f"{folder}/{figure}" for figure in figures))
+    return ReportFiles(str(folder.child(name)), tuple(str(folder.child(figure)) for figure in figures))
 
 
 def make_page(runs: Sequence[Run], *, title: str | None = None, on_progress: OnProgress | None = None) -> Page:

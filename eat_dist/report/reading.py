@@ -115,7 +115,7 @@ def _read(folder: Folder, label: str) -> Run:
     try:
         history = read_history(folder.child("statistics"))
     except pa.ArrowInvalid as error:
-        raise StorageError(f"cannot read '{folder}/statistics': {_line(error)}") from error
+        raise StorageError(f"cannot read '{folder.child('statistics')}': {_line(error)}") from error
     return Run(label, _summary(evaluation), config, history, _showcase(evaluation))
 
 
@@ -123,13 +123,15 @@ def _summary(folder: Folder) -> Evaluation:
     content = folder.read_json("summary.json")
     version = content.get("schema") if isinstance(content, dict) else None
     if version != SCHEMA:
-        raise StorageError(f"'{folder}/summary.json': expected schema {SCHEMA}; got {version}; evaluate the run again")
+        raise StorageError(
+            f"'{folder.child('summary.json')}': expected schema {SCHEMA}; got {version}; evaluate the run again"
+        )
     try:
         return Evaluation.model_validate(content)
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"])
-        raise StorageError(f"'{folder}/summary.json' is not a summary: {where}: {first['msg']}") from error
+        raise StorageError(f"'{folder.child('summary.json')}' is not a summary: {where}: {first['msg']}") from error
 
 
 def _showcase(folder: Folder) -> Showcase | None:
@@ -154,12 +156,13 @@ def _showcase(folder: Folder) -> Showcase | None:
             right={"before": arrays["right_before"].astype(bool), "after": arrays["right_after"].astype(bool)},
         )
     except (SafetensorError, KeyError, TypeError) as error:
-        raise StorageError(f"'{folder}/showcase.safetensors' is damaged or lacks a part: {_line(error)}") from error
+        where = folder.child("showcase.safetensors")
+        raise StorageError(f"'{where}' is damaged or lacks a part: {_line(error)}") from error
     embeddings, images = len(showcase.labels), len(showcase.names)
     sizes = {len(showcase.clean_embeddings) == embeddings, len(showcase.attacked_embeddings) == embeddings}
     sizes |= {len(stack) == images for stack in (*showcase.images.values(), *showcase.right.values())}
     if sizes != {True}:
-        raise StorageError(f"'{folder}/showcase.safetensors' is damaged: its parts are of different lengths")
+        raise StorageError(f"'{folder.child('showcase.safetensors')}' is damaged: its parts are of different lengths")
     return showcase
 
 

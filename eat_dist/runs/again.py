@@ -17,7 +17,7 @@ from eat_dist.runs.checks import check_names, with_absolute_paths, with_data_pre
 from eat_dist.runs.evaluation import Subject, evaluate_subject, evaluation_folder
 from eat_dist.runs.saved import config_of
 from eat_dist.runs.summary import flat_figures, summary_with
-from eat_dist.runs.target import names_run
+from eat_dist.runs.target import names_run, names_weights
 from eat_dist.storage import Folder
 from eat_dist.tracking import Tracker
 
@@ -74,7 +74,7 @@ def evaluate_target(
     run = Folder.at(target) if names_run(target) else None
     if run is not None and (config_file is not None or output is not None):
         raise ConfigError("a run has its own config and folder; leave out --config and --output")
-    if run is None and config_file is None and target.endswith(".safetensors"):
+    if run is None and config_file is None and names_weights(target):
         raise ConfigError(f"'{target}' is weights alone; give the YAML with their section 'model' with --config")
     config = load_config(config_file, []) if run is None else config_of(run)
     for assignment in assignments:
@@ -83,7 +83,9 @@ def evaluate_target(
         raise ConfigError("the config's evaluation.protocol is none; give --protocol quick, standard or full")
     check_names(config)
     if run is not None and not run.exists("summary.json"):
-        raise StorageError(f"'{run}' is not a finished run (no summary.json); resume it first: --resume {run}")
+        raise StorageError(f"'{run}' is not a finished run (no summary.json); resume it first: --resume {run.argument}")
+    if run is not None:
+        run.create()  # a folder that can be read only is found out before the first attack, not after
     folder = run or Folder.at(output or f"evaluations/{_slug(target)}")
     placed = with_data_prepared(with_absolute_paths(config), console)
     subject = Subject(target, placed, normalise=normalise, other=other)

@@ -57,14 +57,19 @@ def check_names(config: RunConfig) -> None:
 def check_free(folder: Folder, *, overwrite: bool) -> None:
     """Check that a new run may have this folder.
 
+    A bucket is tried by a write, since what else is checked may take minutes; it may keep the folder's empty marker.
+
     Raises:
-        StorageError: It holds something, and ``overwrite`` is false or it is no run folder.
+        StorageError: It holds something, and ``overwrite`` is false or it is no run folder; or the bucket cannot be
+            written.
     """
+    if not folder.is_local:
+        folder.create()
     if not folder.exists() or not folder.names():
         return
     if not overwrite:
         raise StorageError(
-            f"'{folder}' exists; choose another --run-dir, continue it with --resume {folder}, or replace it "
+            f"'{folder}' exists; choose another --run-dir, continue it with --resume {folder.argument}, or replace it "
             f"with --overwrite"
         )
     if not folder.exists("config.yaml"):

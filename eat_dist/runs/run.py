@@ -75,7 +75,7 @@ class Finished:
 def start_run(config: RunConfig, *, run_dir: str | None, overwrite: bool, console: Console) -> Finished:
     """Train, evaluate and record a new run.
 
-    Nothing is written before config, data and cluster have been found good.
+    No file is written before config, data and cluster have been found good.
 
     Args:
         config: The run.
@@ -117,8 +117,10 @@ def resume_run(run_dir: str, *, console: Console) -> Finished:
     found = Checkpoints(folder.child("checkpoints"), config).newest()
     if found is None:
         raise CheckpointError(
-            f"'{folder}' has no checkpoint to resume from; start the run again with --overwrite --run-dir {folder}"
+            f"'{folder}' has no checkpoint to resume from; start the run again with --overwrite "
+            f"--run-dir {folder.argument}"
         )
+    folder.create()  # which it is; but whether it can still be written, nobody should learn after an epoch
     for line in found.passed_over:
         console.warn(line)
     console.say(f"Resuming from iteration {found.iteration}.")
@@ -218,7 +220,7 @@ class _Run:
                 Subject(str(folder), config),
                 evaluation_folder(folder, config),
                 workers=1,
-                command=f"eat-dist evaluate {folder} --protocol {config.evaluation.protocol}",
+                command=f"eat-dist evaluate {folder.argument} --protocol {config.evaluation.protocol}",
                 console=self.console,
             )
             summary = summary_with(summary, config, measured)

@@ -20,5 +20,5 @@ def config_of(folder: Folder) -> RunConfig:
     try:
         values = yaml.safe_load(folder.read("config.yaml"))
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ConfigError(f"'{folder}/config.yaml' is not YAML: {' '.join(str(error).split())}") from error
-    return parse_config(values, source=f"{folder}/config.yaml")
+        raise ConfigError(f"'{folder.child('config.yaml')}' is not YAML: {' '.join(str(error).split())}") from error
+    return parse_config(values, source=f"{folder.child('config.yaml')}")

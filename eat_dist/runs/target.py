@@ -78,7 +78,7 @@ def open_target(text: str, *, config: RunConfig | None, normalise: bool, trackin
         return _from_run(text)
     if text.startswith(_MLFLOW):
         return _from_mlflow(text, tracking_uri)
-    if text.endswith(_WEIGHTS):
+    if names_weights(text):
         return _from_weights(text, config)
     module, _, function = text.partition(":")
     if all(part.isidentifier() for part in (*module.split("."), function)):
@@ -92,7 +92,12 @@ def names_run(text: str) -> bool:
     """Whether a target is taken for a run folder: one that exists, or a URL of neither MLflow nor weights."""
     if os.path.isdir(os.path.expanduser(text)):
         return True
-    return "://" in text and not text.startswith(_MLFLOW) and not text.endswith(_WEIGHTS)
+    return "://" in text and not text.startswith(_MLFLOW) and not names_weights(text)
+
+
+def names_weights(text: str) -> bool:
+    """Whether a target is taken for a file of weights: by the ending of its path, a URL's query left out."""
+    return (text.partition("?")[0] if "://" in text else text).endswith(_WEIGHTS)
 
 
 class Normalised(nn.Module):
@@ -119,7 +124,8 @@ def _from_run(text: str) -> Target:
     config = config_of(folder)
     if not folder.exists("model/ensemble.json"):
         raise StorageError(
-            f"'{folder}' has no trained ensemble (no model/ensemble.json); finish it: eat-dist train --resume {folder}"
+            f"'{folder}' has no trained ensemble (no model/ensemble.json); finish it: "
+            f"eat-dist train --resume {folder.argument}"
         )
     model = folder.child("model")
     spec = load_spec(model)
@@ -136,8 +142,8 @@ def _from_mlflow(text: str, tracking_uri: str | None) -> Target:
 def _from_weights(text: str, config: RunConfig | None) -> Target:
     if config is None:
         raise ConfigError(f"'{text}' is weights alone; give the YAML with their section 'model' with --config")
-    folder, file = os.path.split(text)
-    content = Folder.at(folder).read(file)
+    folder, file = Folder.of_file(text)
+    content = folder.read(file)
     try:
         state = load_safetensors(content)
     except Exception as error:  # safetensors raises its own types for a damaged or foreign file

@@ -75,7 +75,8 @@ def _annotations(folder: Folder, name: str, *, path: str, below: str = "") -> di
         return {f"{below}{record[path]}": int(record["class"]) for record in _load(folder, name, "annotations")}
     except (KeyError, TypeError, ValueError, IndexError) as error:
         raise DataError(
-            f"'{folder}/{name}' is not a list of images: each of its annotations must have {path} and class. {_GET}"
+            f"'{folder.child(name)}' is not a list of images: each of its annotations must have {path} and "
+            f"class. {_GET}"
         ) from error
 
 
@@ -87,8 +88,8 @@ def _load(folder: Folder, name: str, variable: str) -> list[Any]:
     except StorageError as error:
         raise DataError(f"{error}. {_GET}") from error
     except KeyError as error:
-        raise DataError(f"'{folder}/{name}' has no {variable}. {_GET}") from error
+        raise DataError(f"'{folder.child(name)}' has no {variable}. {_GET}") from error
     # On damaged bytes scipy raises nearly anything: ValueError, TypeError, zlib.error, MatReadError, …
     except Exception as error:
         reason = " ".join(str(error).split()).rstrip(".") or type(error).__name__
-        raise DataError(f"'{folder}/{name}' is not a whole MATLAB file ({reason}). {_GET}") from error
+        raise DataError(f"'{folder.child(name)}' is not a whole MATLAB file ({reason}). {_GET}") from error

@@ -34,8 +34,8 @@ def cub200(config: DataConfig) -> Source:
     for image in path_of:
         if class_of.get(image) not in name_of:
             raise DataError(
-                f"image {image} of '{folder}/images.txt' has no class in image_class_labels.txt and classes.txt. "
-                "Unpack the dataset again."
+                f"image {image} of '{folder.child('images.txt')}' has no class in image_class_labels.txt and "
+                "classes.txt. Unpack the dataset again."
             )
     train = first_half(int(class_of[image]) for image in path_of)
     items = [

@@ -61,8 +61,7 @@ def _images(root: Folder) -> tuple[Files, dict[str, str]]:
     """The files of a root, and the class of each that is an image, sorted by path."""
     in_archive = root.path.lower().endswith(".zip")
     if in_archive:
-        parent, _, name = root.path.rpartition("/")
-        archive = Archive(Folder(root.filesystem, parent), name)
+        archive = Archive(*Folder.of_file(str(root)))
         files = Files(archive.files(), archive.read)
     elif root.exists():
         files = Files.of_folder(root)

@@ -113,7 +113,7 @@ def rows(folder: Folder, name: str, pattern: str, *, form: str, header: Sequence
         raise DataError(f"{error}. Unpack the dataset again.") from error
     except UnicodeDecodeError as error:
         raise DataError(
-            f"'{folder}/{name}' is not a text file in UTF-8 ({error}). Unpack the dataset again."
+            f"'{folder.child(name)}' is not a text file in UTF-8 ({error}). Unpack the dataset again."
         ) from error
     columns = []
     for number, line in enumerate(lines, start=1):
@@ -123,7 +123,7 @@ def rows(folder: Folder, name: str, pattern: str, *, form: str, header: Sequence
             columns.append(match.groups())
         elif line.strip() and not match:
             expected = "the header" if in_header else f"'{form}'"
-            raise DataError(f"line {number} of '{folder}/{name}' is {_short(line)}; expected {expected}")
+            raise DataError(f"line {number} of '{folder.child(name)}' is {_short(line)}; expected {expected}")
     return columns
 
 

@@ -79,7 +79,7 @@ def _files(folder: Folder, name: str) -> Files:
         return Files(archive.files(), archive.read)
     if folder.exists(name):
         return Files.of_folder(folder.child(name)).under(name)
-    raise DataError(f"there is no '{folder}/{name}.zip' and no folder of that name. {_GET}")
+    raise DataError(f"there is no '{folder.child(f'{name}.zip')}' and no folder of that name. {_GET}")
 
 
 def _characters(names: Iterable[str], stem: str, *, role: Role) -> list[Item]:
