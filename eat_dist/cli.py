@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Annotated, NoReturn
 import typer
 
 from eat_dist.cli_data import app as data_app
+from eat_dist.cli_submit import submit
 from eat_dist.errors import EatError
 
 if TYPE_CHECKING:
@@ -30,6 +31,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 app.add_typer(data_app, name="data")
+app.command(context_settings={"ignore_unknown_options": True})(submit)
 
 EXIT_USER_ERROR = 2
 EXIT_INTERRUPTED = 130
@@ -200,7 +202,8 @@ def main(*command: str) -> None:
         if stopped.code != EXIT_INTERRUPTED:
             raise
         again = "the same command" if sys.argv[1:2] in (["data"], ["evaluate"]) else "eat-dist train --resume RUN_DIR"
-        print(f"interrupted; continue with: {again}", file=sys.stderr)
+        if sys.argv[1:2] != ["submit"]:  # which has said what becomes of the job
+            print(f"interrupted; continue with: {again}", file=sys.stderr)
         _leave(EXIT_INTERRUPTED)
 
 
