@@ -18,13 +18,13 @@ test: $(HERE)
 	$(BIN)/python -m pytest --numprocesses 2 --dist loadgroup $(ARGS)
 
 lint: $(HERE)
-	$(BIN)/ruff check eat_dist tests benchmarks
-	$(BIN)/ruff format --check eat_dist tests benchmarks
+	$(BIN)/ruff check eat_dist tests benchmarks jobs
+	$(BIN)/ruff format --check eat_dist tests benchmarks jobs
 	$(BIN)/mypy
 
 format: $(HERE)
-	$(BIN)/ruff check --fix eat_dist tests benchmarks
-	$(BIN)/ruff format eat_dist tests benchmarks
+	$(BIN)/ruff check --fix eat_dist tests benchmarks jobs
+	$(BIN)/ruff format eat_dist tests benchmarks jobs
 
 bench: $(HERE) $(RIVALS)
 	$(BIN)/python benchmarks/speed.py $(ARGS)

@@ -57,9 +57,9 @@ class Found:
     passed_over: tuple[str, ...]
 
 
-def fingerprint(config: RunConfig) -> str:
-    """What of a config decides the weights: two runs may share checkpoints if and only if it is the same."""
-    decides = config.model_copy(
+def deciding(config: RunConfig) -> RunConfig:
+    """What of a config decides the weights; the rest at its defaults."""
+    return config.model_copy(
         update={
             name: type(getattr(config, name))()
             for name in ("tracking", "evaluation", "checkpoint", "cluster")  # where and how often, not what
@@ -67,7 +67,11 @@ def fingerprint(config: RunConfig) -> str:
         # Where the data lies and how it is read does not matter; runs.py holds that it is the same data.
         | {"name": "run", "data": config.data.model_copy(update=dict.fromkeys(_PLACES) | {"cache": "auto"})}
     )
-    return hashlib.sha256(dump_config(decides).encode()).hexdigest()
+
+
+def fingerprint(config: RunConfig) -> str:
+    """Two runs may share checkpoints if and only if it is the same."""
+    return hashlib.sha256(dump_config(deciding(config)).encode()).hexdigest()
 
 
 class Checkpoints:

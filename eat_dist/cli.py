@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Annotated, NoReturn
 import typer
 
 from eat_dist.cli_data import app as data_app
+from eat_dist.cli_submit import submit
 from eat_dist.errors import EatError
 
 if TYPE_CHECKING:
@@ -30,13 +31,14 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 app.add_typer(data_app, name="data")
+app.command(context_settings={"ignore_unknown_options": True})(submit)
 
 EXIT_USER_ERROR = 2
 EXIT_INTERRUPTED = 130
 
 
 @app.command()
-def train(
+def train(  # noqa: PLR0917  (typer takes options as arguments)
     config: Annotated[Path | None, typer.Option(help="YAML file; default: the digits run.")] = None,
     assignments: Annotated[
         list[str] | None,
@@ -45,20 +47,32 @@ def train(
     run_dir: Annotated[str | None, typer.Option(help="Path or URL; default runs/NAME-TIME.")] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an earlier run in --run-dir.")] = False,
     resume: Annotated[str | None, typer.Option(help="Continue the run in this folder.")] = None,
+    resume_or_start: Annotated[
+        bool,
+        typer.Option(
+            "--resume-or-start",
+            help="Continue the run of this config in --run-dir, start it if there is none, report it if finished.",
+        ),
+    ] = False,
 ) -> None:
     """Train an ensemble, evaluate it clean and under attack, and say where everything is."""
     from eat_dist.config import load_config
     from eat_dist.console import Console
     from eat_dist.errors import ConfigError
 
-    if resume is not None and (config is not None or assignments or run_dir is not None or overwrite):
+    if resume is not None and (config or assignments or run_dir is not None or overwrite or resume_or_start):
         raise ConfigError("--resume takes everything from the run's folder; give it alone")
+    if resume_or_start and (run_dir is None or overwrite):
+        raise ConfigError("--resume-or-start needs --run-dir, and no --overwrite")
     settings = None if resume is not None else load_config(config, assignments or [])
+    from eat_dist.runs import resume_or_start as resume_or_start_run
     from eat_dist.runs import resume_run, start_run
 
     console = Console()
     if settings is None:
         finished = resume_run(str(resume), console=console)
+    elif resume_or_start:
+        finished = resume_or_start_run(settings, run_dir=str(run_dir), console=console)
     else:
         finished = start_run(settings, run_dir=run_dir, overwrite=overwrite, console=console)
     _report(finished)
@@ -170,8 +184,13 @@ def embed(
     console.say(f"{count} embeddings in {output}")
 
 
-def main() -> None:
-    """Run the command; what a user caused is one line on standard error and exit code 2."""
+def main(*command: str) -> None:
+    """Run the command; what a user caused is one line on standard error and exit code 2.
+
+    Args:
+        *command: Words put before the arguments given, for a script that stands for one subcommand (``jobs/``).
+    """
+    sys.argv[1:1] = command
     warnings.showwarning = lambda message, *_, **__: print(f"warning: {message}", file=sys.stderr)
     logging.basicConfig(level=logging.WARNING, format="warning: %(message)s", stream=sys.stderr)
     try:
@@ -183,7 +202,8 @@ def main() -> None:
         if stopped.code != EXIT_INTERRUPTED:
             raise
         again = "the same command" if sys.argv[1:2] in (["data"], ["evaluate"]) else "eat-dist train --resume RUN_DIR"
-        print(f"interrupted; continue with: {again}", file=sys.stderr)
+        if sys.argv[1:2] != ["submit"]:  # which has said what becomes of the job
+            print(f"interrupted; continue with: {again}", file=sys.stderr)
         _leave(EXIT_INTERRUPTED)
 
 

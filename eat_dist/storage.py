@@ -239,6 +239,35 @@ class Folder:
                 raise StorageError(f"cannot write '{self.child(name)}': {reason(error)}") from error
             raise
 
+    def write_new(self, name: str, content: bytes) -> bool:
+        """Write a file unless there is one of that name already.
+
+        On a local disk or NFS the file system decides, so of several who try at once one succeeds. Object stores are
+        asked first and written then: two who try at the same instant may both succeed, and the later content stays.
+
+        Returns:
+            Whether it was written.
+
+        Raises:
+            StorageError: No permission, no space left.
+        """
+        if not self.is_local:
+            if self.exists(name):
+                return False
+            self.write(name, content)
+            return True
+        try:
+            self.filesystem.create_dir(os.path.dirname(self.file(name)), recursive=True)
+            with open(self.file(name), "xb") as file:
+                file.write(content)
+        except FileExistsError:
+            if not os.path.isfile(self.file(name)):  # a folder's place is taken by a file
+                raise StorageError(f"cannot write '{self}/{name}': it is in the way of a file or folder") from None
+            return False
+        except OSError as error:
+            raise StorageError(f"cannot write '{self}/{name}': {_reason(error)}") from error
+        return True
+
     def read_json(self, name: str) -> Any:
         """A JSON file's content.
 

@@ -17,6 +17,7 @@ from eat_dist.in_process import choose_device
 from eat_dist.losses import LOSSES, check_loss, supports_weights
 from eat_dist.models import BACKBONES, build_embedder
 from eat_dist.robustness.transfer import TRANSFER_RULES
+from eat_dist.runs.lease import LEASE
 from eat_dist.seeding import generator
 from eat_dist.storage import Folder
 
@@ -65,7 +66,7 @@ def check_free(folder: Folder, *, overwrite: bool) -> None:
     """
     if not folder.is_local:
         folder.create()
-    if not folder.exists() or not folder.names():
+    if not _content(folder):
         return
     if not overwrite:
         raise StorageError(
@@ -74,6 +75,16 @@ def check_free(folder: Folder, *, overwrite: bool) -> None:
         )
     if not folder.exists("config.yaml"):
         raise StorageError(f"'{folder}' is not a run folder (no config.yaml), so --overwrite leaves it alone")
+
+
+def clear(folder: Folder) -> None:
+    """Delete an earlier run, but not the lease that this process holds on its folder."""
+    for name in _content(folder):
+        folder.delete(name)
+
+
+def _content(folder: Folder) -> list[str]:
+    return [name for name in folder.names() if name != LEASE]
 
 
 def with_absolute_paths(config: RunConfig) -> RunConfig:

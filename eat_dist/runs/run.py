@@ -35,12 +35,14 @@ from eat_dist.runs.checks import (
     check_names,
     check_same_data,
     check_weights,
+    clear,
     digests,
     load_data,
     splits_of,
     with_absolute_paths,
 )
 from eat_dist.runs.evaluation import Subject, evaluate_subject, evaluation_folder
+from eat_dist.runs.lease import check_not_held, holding
 from eat_dist.runs.saved import config_of
 from eat_dist.runs.summary import flat_figures, step_metrics, summary_with
 from eat_dist.storage import Folder
@@ -75,7 +77,7 @@ class Finished:
 def start_run(config: RunConfig, *, run_dir: str | None, overwrite: bool, console: Console) -> Finished:
     """Train, evaluate and record a new run.
 
-    No file is written before config, data and cluster have been found good.
+    No file but the folder's lease is written before config, data and cluster have been found good.
 
     Args:
         config: The run.
@@ -84,11 +86,20 @@ def start_run(config: RunConfig, *, run_dir: str | None, overwrite: bool, consol
         console: Where progress goes.
 
     Raises:
-        EatError: Anything the user can mend; one line.
+        StorageError: Somebody else works on that folder (:mod:`eat_dist.runs.lease`).
+        EatError: Anything else the user can mend; one line.
     """
     check_names(config)
     now = datetime.datetime.now().astimezone()
     folder = Folder.at(run_dir or f"runs/{config.name}-{now:%Y%m%d-%H%M%S}")
+    check_not_held(folder)
+    check_free(folder, overwrite=overwrite)
+    with holding(folder):
+        return start_in(folder, config, overwrite=overwrite, console=console)
+
+
+def start_in(folder: Folder, config: RunConfig, *, overwrite: bool, console: Console) -> Finished:
+    """:func:`start_run` in a folder that this process holds."""
     check_free(folder, overwrite=overwrite)
     config = with_absolute_paths(config)
     placed, data = load_data(config, console)
@@ -96,7 +107,7 @@ def start_run(config: RunConfig, *, run_dir: str | None, overwrite: bool, consol
     splits = splits_of(config, data)
     check_cluster(config)
     if overwrite:
-        folder.delete()
+        clear(folder)
     folder.create()
     folder.write("config.yaml", dump_config(config).encode())
     table = pa.BufferOutputStream()
@@ -110,10 +121,18 @@ def resume_run(run_dir: str, *, console: Console) -> Finished:
 
     Raises:
         CheckpointError: There is no usable checkpoint.
+        StorageError: Somebody else works on that folder.
         EatError: Anything else the user can mend.
     """
     folder = Folder.at(run_dir)
-    config = config_of(folder)
+    config_of(folder)
+    check_not_held(folder)
+    with holding(folder):
+        return resume_in(folder, config_of(folder), console=console)
+
+
+def resume_in(folder: Folder, config: RunConfig, *, console: Console) -> Finished:
+    """:func:`resume_run` in a folder that this process holds."""
     found = Checkpoints(folder.child("checkpoints"), config).newest()
     if found is None:
         raise CheckpointError(

@@ -1,0 +1,6 @@
+"""Train an ensemble: `eat-dist train`, with its options, as a script for a Ray job."""
+
+from eat_dist.cli import main
+
+if __name__ == "__main__":
+    main("train")
