@@ -10,17 +10,18 @@ import pytest
 PACKAGE = Path(__file__).resolve().parents[1] / "eat_dist"
 FLOORS = [
     {"config", "registry", "batch", "errors", "seeding", "storage", "provenance"},
-    {"losses", "attacks", "metrics"},
+    {"losses", "attacks", "metrics", "spaces"},
     {"models", "data", "robustness"},
     {"exchange", "pyfunc_model"},
     {"defenses"},
     {"checkpoint", "history", "member", "evaluation"},
     {"in_process", "embedding", "console", "tracking", "report", "cluster"},
     {"runs"},
-    {"cli", "cli_data", "__main__"},
+    {"sweeps"},
+    {"cli", "cli_data", "cli_sweep", "__main__"},
 ]
 # Rooms of one floor know nothing of each other, but for the loop of a member, which saves and records itself.
-ALLOWED_WITHIN_A_FLOOR = {("member", "checkpoint"), ("member", "history"), ("cli", "cli_data")} | {
+ALLOWED_WITHIN_A_FLOOR = {("member", "checkpoint"), ("member", "history"), ("cli", "cli_data"), ("cli", "cli_sweep")} | {
     (room, helper)
     for room in ("config", "registry", "storage", "batch", "seeding", "__main__")
     for helper in ("errors", "cli")
