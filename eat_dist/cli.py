@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Annotated, NoReturn
 import typer
 
 from eat_dist.cli_data import app as data_app
+from eat_dist.cli_sweep import sweep
 from eat_dist.errors import EatError
 
 if TYPE_CHECKING:
@@ -30,6 +31,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 app.add_typer(data_app, name="data")
+app.command()(sweep)
 
 EXIT_USER_ERROR = 2
 EXIT_INTERRUPTED = 130
@@ -183,6 +185,7 @@ def main() -> None:
         if stopped.code != EXIT_INTERRUPTED:
             raise
         again = "the same command" if sys.argv[1:2] in (["data"], ["evaluate"]) else "eat-dist train --resume RUN_DIR"
+        again = "eat-dist sweep --resume SWEEP_DIR" if sys.argv[1:2] == ["sweep"] else again
         print(f"interrupted; continue with: {again}", file=sys.stderr)
         _leave(EXIT_INTERRUPTED)
 

@@ -21,11 +21,12 @@ FLOORS = [
     {"cli", "cli_data", "cli_sweep", "__main__"},
 ]
 # Rooms of one floor know nothing of each other, but for the loop of a member, which saves and records itself.
-ALLOWED_WITHIN_A_FLOOR = {("member", "checkpoint"), ("member", "history"), ("cli", "cli_data"), ("cli", "cli_sweep")} | {
+ALLOWED_WITHIN_A_FLOOR = {("member", "checkpoint"), ("member", "history"), ("cli", "cli_data")} | {
     (room, helper)
     for room in ("config", "registry", "storage", "batch", "seeding", "__main__")
     for helper in ("errors", "cli")
 }
+ALLOWED_WITHIN_A_FLOOR |= {("cli", "cli_sweep")}
 MODULES = sorted(PACKAGE.rglob("*.py"))
 
 

@@ -130,7 +130,9 @@ def test_a_value_that_the_config_would_refuse_is_found_before_anything_starts(te
 
 def test_all_faults_come_in_one_message() -> None:
     with pytest.raises(ConfigError) as error:
-        space_of("attack.epsilom: {uniform: [0, 1]}\nevaluation.epsilon: {choice: [1]}\nattack.epsilon: {uniform: [1, 0]}")
+        space_of(
+            "attack.epsilom: {uniform: [0, 1]}\nevaluation.epsilon: {choice: [1]}\nattack.epsilon: {uniform: [1, 0]}"
+        )
     for key in ("attack.epsilom", "evaluation.epsilon", "attack.epsilon: uniform"):
         assert key in str(error.value)
 
@@ -166,7 +168,9 @@ def test_a_conditional_parameter_exists_with_its_condition_only() -> None:
 
 
 def test_a_condition_on_a_number_is_understood_as_the_choice_is() -> None:
-    space = checked("attack.epsilon: {choice: [8/255, 0.2]}\nattack.num_steps: {choice: [3], when: {attack.epsilon: 8/255}}")
+    space = checked(
+        "attack.epsilon: {choice: [8/255, 0.2]}\nattack.num_steps: {choice: [3], when: {attack.epsilon: 8/255}}"
+    )
 
     assert list(space.grid()) == [{"attack.epsilon": 8 / 255, "attack.num_steps": 3}, {"attack.epsilon": 0.2}]
 

@@ -28,9 +28,9 @@ def capacity(
 ) -> Capacity:
     """The trials that a cluster holds at once, all of their members placed.
 
-    Every member of every trial asks for the same, so a node holds ⌊what it has / that⌋ of them, whichever they are and in
-    whatever order they come: where K · M fit, K trials never leave each other half placed. A trial's own process, and
-    the coordinator, ask for no CPU and no GPU.
+    Every member of every trial asks for the same, so a node holds ⌊what it has / that⌋ of them, whichever they are and
+    in whatever order they come: where K · M fit, K trials never leave each other half placed. A trial's own process,
+    and the coordinator, ask for no CPU and no GPU.
 
     On CPUs without ``cluster.cpus_per_member`` the members share them equally; by default so many trials run that each
     member has a whole CPU, and at least one.

@@ -159,4 +159,5 @@ def start_coordinator(name: str, policy: Policy, *, timeout: float) -> Any:
         timeout: Seconds until a missing member is an error.
     """
     actor = ray.remote(num_cpus=0, max_restarts=-1, max_task_retries=0, max_concurrency=1000)(CoordinatorState)
-    return actor.options(name=name).remote(policy, timeout)
+    # Anywhere: a trial of a sweep would else have it within what its own process has reserved.
+    return actor.options(name=name, scheduling_strategy="DEFAULT").remote(policy, timeout)

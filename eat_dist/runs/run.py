@@ -40,11 +40,9 @@ from eat_dist.runs.checks import (
 )
 from eat_dist.runs.evaluation import Subject, evaluate_subject, evaluation_folder
 from eat_dist.runs.saved import config_of
-from eat_dist.runs.summary import flat_figures, step_metrics, summary_with
+from eat_dist.runs.summary import flat_figures, step_metrics, summary_of_training, summary_with
 from eat_dist.storage import Folder
 from eat_dist.tracking import Tracker
-
-SUMMARY_SCHEMA = 1
 
 # Iterations whose numbers go to MLflow, at most; the run folder has all of them.
 _TRACKED_ITERATIONS = 1000
@@ -92,11 +90,7 @@ def start_run(config: RunConfig, *, run_dir: str | None, overwrite: bool, consol
     check_cluster(config)
     if overwrite:
         folder.delete()
-    folder.create()
-    folder.write("config.yaml", dump_config(config).encode())
-    table = pa.BufferOutputStream()
-    pq.write_table(to_table(splits, data.train.names), table)
-    folder.write("splits.parquet", table.getvalue().to_pybytes())
+    write_first_files(folder, config, data, splits)
     return _Run(placed, folder, data=data, splits=splits, console=console).go(None, resumed=False)
 
 
@@ -122,6 +116,29 @@ def resume_run(run_dir: str, *, console: Console) -> Finished:
     splits = splits_of(config, data)
     check_cluster(config)
     return _Run(placed, folder, data=data, splits=splits, console=console).go(found.mlflow_run_id, resumed=True)
+
+
+def write_first_files(folder: Folder, config: RunConfig, data: ZeroShotData, splits: Splits) -> None:
+    """``config.yaml`` and ``splits.parquet``."""
+    folder.create()
+    folder.write("config.yaml", dump_config(config).encode())
+    table = pa.BufferOutputStream()
+    pq.write_table(to_table(splits, data.train.names), table)
+    folder.write("splits.parquet", table.getvalue().to_pybytes())
+
+
+def complete_ensemble(folder: Folder, config: RunConfig, data: ZeroShotData) -> tuple[EnsembleSpec, str]:
+    """Write ``model/ensemble.json`` beside the members' weights; the second value is the digest of them all."""
+    spec = EnsembleSpec(
+        config.model,
+        data.train.image_shape,
+        config.ensemble.members,
+        inverted=data.inverted,
+        resize=data.resize,
+    )
+    save_spec(folder.child("model"), spec)
+    weights = [load_safetensors(folder.read(f"model/{member_file(rank)}")) for rank in range(spec.members)]
+    return spec, weights_digest(weights)
 
 
 class _Run:
@@ -173,40 +190,19 @@ class _Run:
         seconds = time.perf_counter() - begin
         for line in () if resumed else results[0].passed_over:
             self.console.warn(line)
-        spec = EnsembleSpec(
-            config.model,
-            self.data.train.image_shape,
-            config.ensemble.members,
-            inverted=self.data.inverted,
-            resize=self.data.resize,
-        )
-        save_spec(folder.child("model"), spec)
-        digest = weights_digest(
-            [load_safetensors(folder.read(f"model/{member_file(rank)}")) for rank in range(spec.members)]
-        )
+        spec, digest = complete_ensemble(folder, config, self.data)
         if self.last is not None:
             figure = transfer_matrix_figure(self.last.transfer_matrix)
             tracker.log_figure(figure, "figures/transfer_matrix.png")
             folder.write("figures/transfer_matrix.png", figure_png(figure))
-        summary: dict[str, Any] = {
-            "schema": SUMMARY_SCHEMA,
-            "name": config.name,
-            "dataset": config.data.dataset,
-            "defense": config.defense.name,
-            "transfer_rule": config.defense.transfer_rule if config.defense.name == "eat" else None,
-            "members_trained": config.ensemble.members,
-            "seed": config.seed,
-            "epochs": config.train.epochs,
-            "iterations": results[0].iterations,
-            "passes": results[0].passes,
-            "seconds": round(seconds, 3),
-            "resumed_from_iteration": results[0].resumed_from,
-            "weights_sha256": digest,
-            "peak_memory_mib": [round(result.peak_memory / 2**20) for result in results],
-            "loading": results[0].loading,
-            "skipped_images": list(self.data.skipped),
-            "mlflow_run_id": tracker.run_id,
-        }
+        summary = summary_of_training(
+            config,
+            results,
+            seconds=seconds,
+            weights_sha256=digest,
+            skipped=self.data.skipped,
+            mlflow_run_id=tracker.run_id,
+        )
         if config.evaluation.protocol != "none":
             measured = evaluate_subject(
                 Subject(str(folder), config),

@@ -100,7 +100,7 @@ def _adapter(key: str) -> TypeAdapter[Any]:
         assert issubclass(inner, BaseModel)
         model = inner
     field = model.model_fields[name]
-    annotated: Any = Annotated[(field.annotation, *field.metadata)] if field.metadata else field.annotation  # type: ignore[valid-type]
+    annotated: Any = Annotated[(field.annotation, *field.metadata)] if field.metadata else field.annotation
     return TypeAdapter(annotated, config=ConfigDict(strict=True))
 
 

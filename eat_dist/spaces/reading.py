@@ -113,7 +113,7 @@ def _parameter(key: str, entry: Any, *, before: list[Parameter]) -> Parameter:
     kinds = [name for name in _KINDS if name in entry]
     if unknown or len(kinds) != 1:
         what = f"unknown {', '.join(unknown)}" if unknown else f"got {', '.join(kinds) or 'none'}"
-        raise ConfigError(f"{key}: expected exactly one of {', '.join(_KINDS)}, and 'when' if it is conditional; {what}")
+        raise ConfigError(f"{key}: expected exactly one of {', '.join(_KINDS)}, and perhaps 'when'; {what}")
     domain = _domain(key, kinds[0], entry[kinds[0]])
     return Parameter(key, domain, _when(key, entry.get("when"), before=before))
 
@@ -132,7 +132,7 @@ def _domain(key: str, kind: str, values: Any) -> Domain:
             raise ConfigError(f"{key}: integer takes whole numbers; got {values!r}")
         domain: Domain = Integer(*values)
     else:
-        domain = Uniform(*(_number(key, value) for value in values), log=kind == "log_uniform")
+        domain = Uniform(_number(key, values[0]), _number(key, values[1]), log=kind == "log_uniform")
     assert not isinstance(domain, Choice)
     if domain.low >= domain.high:
         raise ConfigError(f"{key}: {kind} needs low below high; got {values!r}")
