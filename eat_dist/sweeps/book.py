@@ -57,13 +57,14 @@ class Ledger:
         self._waiting = [trial for trial in trials if trial.unfinished]
         self._trackers: dict[str, Tracker] = {}
         self._begun: dict[str, float] = {}
+        self._exhausted = False
         for trial in self._waiting:
             trial.status = "INTERRUPTED"
 
     @property
     def left(self) -> int:
         """Trials that :meth:`begin` will hand out, at most."""
-        return len(self._waiting) + self.plan.trials - len(self.trials)
+        return len(self._waiting) if self._exhausted else len(self._waiting) + self.plan.trials - len(self.trials)
 
     def begin(self) -> Mapping[str, Any] | None:
         """See :class:`eat_dist.cluster.tune.Book`. Settings that cannot hold together are a failed trial."""
@@ -129,8 +130,12 @@ class Ledger:
         if self._waiting:
             return self._waiting.pop(0)
         number = len(self.trials)
-        settings = propose(self.plan, number, self.trials) if number < self.plan.trials else None
+        if number >= self.plan.trials:
+            return None
+        settings = propose(self.plan, number, self.trials)
         if settings is None:
+            self._exhausted = True
+            self.console.say(f"the space has no more settings: {number} trials instead of {self.plan.trials}")
             return None
         name = f"{number:04d}"
         trial = Trial(id=name, number=number, status="RUNNING", run_folder=f"trials/{name}", settings=settings)

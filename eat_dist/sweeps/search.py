@@ -17,8 +17,12 @@ from eat_dist.sweeps.plan import SweepPlan
 from eat_dist.sweeps.record import Trial
 
 
+# Draws in a row that only repeat earlier trials, after which a space is taken for exhausted.
+_ATTEMPTS = 50
+
+
 def propose(plan: SweepPlan, number: int, trials: Sequence[Trial]) -> Settings | None:
-    """The settings of trial ``number``; None where a grid has no more points.
+    """The settings of trial ``number``, which no trial before it has; None where the space has no more.
 
     Args:
         plan: The sweep.
@@ -27,15 +31,19 @@ def propose(plan: SweepPlan, number: int, trials: Sequence[Trial]) -> Settings |
     """
     if plan.search == "grid":
         return next(itertools.islice(plan.space.grid(), number, None), None)
-    if plan.search == "random":
-        return plan.space.draw(plan.seed, "sweep", number)
-    return _optuna(plan, number, trials)
+    known = [trial.settings for trial in trials]
+    for attempt in range(_ATTEMPTS):
+        seed = derive_seed(plan.seed, "sweep", number, attempt)
+        settings = plan.space.draw(seed) if plan.search == "random" else _optuna(plan, trials, seed=seed)
+        if settings not in known:  # the same again would be the same run again, to the bit
+            return settings
+    return None
 
 
-def _optuna(plan: SweepPlan, number: int, trials: Sequence[Trial]) -> Settings:
+def _optuna(plan: SweepPlan, trials: Sequence[Trial], *, seed: int) -> Settings:
     """Tree-structured Parzen estimators (Bergstra et al. 2011), the first ten at random.
 
-    The study is made anew from the record for each question, with a sampler seeded by the number.
+    The study is made anew from the record for each question, with a sampler of its own seed.
     """
     import optuna  # noqa: PLC0415  (takes a second, and only this search needs it)
 
@@ -43,7 +51,7 @@ def _optuna(plan: SweepPlan, number: int, trials: Sequence[Trial]) -> Settings:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
         sampler = optuna.samplers.TPESampler(
-            seed=derive_seed(plan.seed, "sweep", number) % 2**32,
+            seed=seed % 2**32,
             constant_liar=True,  # trials that run now are taken for bad ones, so that the next one looks elsewhere
         )
     study = optuna.create_study(sampler=sampler, directions=["maximize"] * len(plan.objectives))
