@@ -15,6 +15,7 @@ import typer
 
 from eat_dist.cli_data import app as data_app
 from eat_dist.cli_submit import submit
+from eat_dist.cli_sweep import sweep
 from eat_dist.errors import EatError
 
 if TYPE_CHECKING:
@@ -32,6 +33,7 @@ app = typer.Typer(
 )
 app.add_typer(data_app, name="data")
 app.command(context_settings={"ignore_unknown_options": True})(submit)
+app.command()(sweep)
 
 EXIT_USER_ERROR = 2
 EXIT_INTERRUPTED = 130
@@ -202,6 +204,7 @@ def main(*command: str) -> None:
         if stopped.code != EXIT_INTERRUPTED:
             raise
         again = "the same command" if sys.argv[1:2] in (["data"], ["evaluate"]) else "eat-dist train --resume RUN_DIR"
+        again = "eat-dist sweep --resume SWEEP_DIR" if sys.argv[1:2] == ["sweep"] else again
         if sys.argv[1:2] != ["submit"]:  # which has said what becomes of the job
             print(f"interrupted; continue with: {again}", file=sys.stderr)
         _leave(EXIT_INTERRUPTED)

@@ -25,8 +25,9 @@ def train_in_process(
     run_folder: Folder,
     mlflow_run_id: str | None = None,
     on_iteration: OnIteration | None = None,
+    until_epoch: int | None = None,
 ) -> list[MemberResult]:
-    """Train every member to the end; results by rank.
+    """Train every member; results by rank.
 
     Args:
         config: The run.
@@ -35,6 +36,7 @@ def train_in_process(
         run_folder: Where everything goes.
         mlflow_run_id: Kept in checkpoints.
         on_iteration: Called once an iteration, by member 0's thread.
+        until_epoch: Stop at the end of that epoch, to be continued by another call; default: the last.
     """
     members = config.ensemble.members
     device = choose_device(config.cluster)
@@ -56,7 +58,7 @@ def train_in_process(
                 members_here=members,
                 mlflow_run_id=mlflow_run_id,
                 on_iteration=on_iteration if rank == 0 else None,
-            ).run()
+            ).run(until_epoch)
 
         return train_member
 

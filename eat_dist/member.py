@@ -18,7 +18,7 @@ from eat_dist.data.images import ImageSet
 from eat_dist.data.loader import Loader, make_loader
 from eat_dist.data.splits import Splits
 from eat_dist.defenses import DEFENSES, Learner
-from eat_dist.errors import NonFiniteLossError
+from eat_dist.errors import CheckpointError, NonFiniteLossError
 from eat_dist.exchange import Exchange
 from eat_dist.history import HistoryWriter, rows
 from eat_dist.losses import make_loss
@@ -148,6 +148,7 @@ class Member:
         self.base_rates = [float(group["lr"]) for group in self.optimiser.param_groups]
         self.ensemble = EnsembleStatistics.initial(self.policy)
         self.passes = 0
+        self.until_epoch = self.schedule.epochs
         self.learner = Learner(
             rank=rank,
             model=self.model,
@@ -163,19 +164,30 @@ class Member:
         """Iterations done."""
         return self.ensemble.iteration
 
-    def run(self) -> MemberResult:
-        """Train to the end, from the newest good checkpoint if there is one, and save the final weights.
+    def run(self, until_epoch: int | None = None) -> MemberResult:
+        """Train, from the newest good checkpoint if there is one, and save the weights.
+
+        Args:
+            until_epoch: Stop at the end of that epoch, with a checkpoint, to be continued by another call: the weights
+                are in the end those of an undisturbed run. Default: the last.
 
         Raises:
             NonFiniteLossError: A member's loss is NaN or infinite; no member has used it.
-            CheckpointError: There are checkpoints, but none is usable.
+            CheckpointError: There are checkpoints, but none is usable, or training is further than ``until_epoch``.
         """
+        self.until_epoch = self.schedule.epochs if until_epoch is None else until_epoch
+        end = self.schedule.iterations_per_epoch * self.until_epoch
         found = self._resume()
         resumed_from = self.iteration
+        if resumed_from > end:
+            raise CheckpointError(
+                f"'{self.run_folder}' is trained to iteration {resumed_from} already, so not to epoch {until_epoch} "
+                f"(iteration {end})"
+            )
         history = HistoryWriter(self.run_folder.child("statistics"), self.iteration) if self.rank == 0 else None
         self.model.train()
         with self._loader() as loader:
-            while self.iteration < self.schedule.iterations:
+            while self.iteration < end:
                 self._step(loader, history)
                 if self._checkpoint_is_due():
                     self._save(history)
@@ -247,7 +259,7 @@ class Member:
         if self.iteration % self.schedule.iterations_per_epoch:
             return False
         epochs_done = self.schedule.epoch(self.iteration)
-        return epochs_done % self.config.checkpoint.every == 0 or epochs_done == self.schedule.epochs
+        return epochs_done % self.config.checkpoint.every == 0 or epochs_done == self.until_epoch
 
     def _save(self, history: HistoryWriter | None) -> None:
         if history is not None:

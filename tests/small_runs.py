@@ -56,13 +56,18 @@ def small_config(*assignments: str) -> RunConfig:
 
 
 def train_locally(
-    config: RunConfig, folder: Path | Folder, on_iteration: OnIteration | None = None
+    config: RunConfig,
+    folder: Path | Folder,
+    on_iteration: OnIteration | None = None,
+    until_epoch: int | None = None,
 ) -> list[MemberResult]:
     """Train in this process; final weights end up in ``folder/model``."""
     train = load_dataset(config.data).train
     splits = make_splits(train.labels, config.ensemble.split, members=config.ensemble.members, seed=config.seed)
     place = folder if isinstance(folder, Folder) else Folder.at(folder)
-    return train_in_process(config, train, splits=splits, run_folder=place, on_iteration=on_iteration)
+    return train_in_process(
+        config, train, splits=splits, run_folder=place, on_iteration=on_iteration, until_epoch=until_epoch
+    )
 
 
 def weights(folder: Path, members: int = 3) -> list[dict[str, torch.Tensor]]:

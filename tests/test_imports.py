@@ -10,14 +10,15 @@ import pytest
 PACKAGE = Path(__file__).resolve().parents[1] / "eat_dist"
 FLOORS = [
     {"config", "registry", "batch", "errors", "seeding", "storage", "bucket", "provenance"},
-    {"losses", "attacks", "metrics"},
+    {"losses", "attacks", "metrics", "spaces"},
     {"models", "data", "robustness"},
     {"exchange", "pyfunc_model"},
     {"defenses"},
     {"checkpoint", "history", "member", "evaluation"},
     {"in_process", "embedding", "console", "tracking", "report", "cluster"},
     {"runs"},
-    {"cli", "cli_data", "cli_submit", "__main__"},
+    {"sweeps"},
+    {"cli", "cli_data", "cli_submit", "cli_sweep", "__main__"},
 ]
 # Rooms of one floor know nothing of each other, but for the loop of a member, which saves and records itself.
 ALLOWED_WITHIN_A_FLOOR = {
@@ -25,6 +26,7 @@ ALLOWED_WITHIN_A_FLOOR = {
     ("member", "history"),
     ("cli", "cli_data"),
     ("cli", "cli_submit"),
+    ("cli", "cli_sweep"),
     ("storage", "bucket"),
 } | {
     (room, helper)

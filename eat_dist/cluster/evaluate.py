@@ -56,6 +56,7 @@ class RayWorkers:
             "num_gpus": placement.gpus,
             "max_restarts": config.max_restarts,
             "max_task_retries": config.max_restarts,
+            "scheduling_strategy": "DEFAULT",  # not within what a trial of a sweep, if this is one, has reserved
         }
         actor = ray.remote(**options)(_Worker)
         self._workers = [actor.remote(build, device, placement.threads, os.getcwd()) for _ in range(count)]

@@ -117,10 +117,12 @@ def _there(nodes: Sequence[Node]) -> str:
 
 
 def _fit(node: Node, *, cpus: float, gpus: float) -> int:
-    """How many members one node holds. A member never spans two nodes."""
-    limits = [
-        math.floor(there / needed + 1e-9) for there, needed in ((node.cpus, cpus), (node.gpus, gpus)) if needed > 0
-    ]
+    """How many members one node holds. A member never spans two nodes, and a share of a GPU never two GPUs."""
+    limits = [math.floor(node.cpus / cpus + 1e-9)] if cpus > 0 else []
+    if 0 < gpus < 1:
+        limits.append(math.floor(node.gpus + 1e-9) * math.floor(1 / gpus + 1e-9))
+    elif gpus > 0:
+        limits.append(math.floor(node.gpus / gpus + 1e-9))
     return min(limits, default=0)
 
 

@@ -44,6 +44,7 @@ def train_on_ray(
     mlflow_run_id: str | None = None,
     on_iteration: OnIteration | None = None,
     on_notice: Callable[[str], None] | None = None,
+    until_epoch: int | None = None,
 ) -> list[MemberResult]:
     """Train every member in its own Ray worker; results by rank.
 
@@ -54,6 +55,7 @@ def train_on_ray(
         mlflow_run_id: Kept in checkpoints.
         on_iteration: Called in this process, in a thread of its own, with what the coordinator has merged.
         on_notice: Called there with lines for the user: who is late, what is waited for, why members are restarted.
+        until_epoch: Stop at the end of that epoch, to be continued by another call; default: the last.
 
     Raises:
         ClusterError: The cluster is too small, or stays so for ``cluster.wait_for_nodes``, or members died more often
@@ -78,6 +80,7 @@ def train_on_ray(
             "threads": placement.threads,
             "members_a_gpu": max(1, round(1 / placement.gpus)) if placement.gpus else 0,
             "mlflow_run_id": mlflow_run_id,
+            "until_epoch": until_epoch,
         },
         torch_config=TorchConfig(backend=placement.backend, timeout_s=math.ceil(config.cluster.gather_timeout)),
         scaling_config=scaling,
@@ -151,7 +154,7 @@ def _train_member(loop: dict[str, Any]) -> None:
             cpus=max(1, (os.cpu_count() or 1) // here) if on_gpu else loop["threads"],
             members_here=loop["members_a_gpu"] if on_gpu else here,
             mlflow_run_id=loop["mlflow_run_id"],
-        ).run()
+        ).run(loop["until_epoch"])
         ray.get(coordinator.finish.remote(exchange.rank, result))
     except RunAbortedError:
         return  # the driver asks the coordinator why

@@ -48,6 +48,8 @@ class DataConfig(_Section):
     test_root: str | None = Field(None, description="Folder or zip of the test classes (dataset 'folder').")
     train_share: Number = Field(0.5, gt=0, lt=1, description="Share of the classes trained on ('folder', one root).")
     class_seed: int = Field(0, ge=0, description="Which classes those are ('folder', one root).")
+    validation_share: Number = Field(0.0, ge=0, lt=1, description="Of the training classes: measured on, not trained.")
+    validation_seed: int = Field(0, ge=0, description="Which training classes are held out.")
     cache: Literal["auto", "device", "none"] = Field("auto", description="Decoded images kept in memory.")
     workers: int | None = Field(None, ge=0, description="Decoding processes a member; default: by its CPUs.")
     batch_size: int = Field(60, ge=2, description="Images a member draws an iteration.")

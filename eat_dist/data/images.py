@@ -62,6 +62,10 @@ class ImageSet(Protocol):
         """SHA-256 of images, labels and roles: what a measurement on this set depends on."""
         ...
 
+    def of_classes(self, labels: Sequence[int]) -> ImageSet:
+        """The images of some classes, in the order of this set; a class's new label is its place in ``labels``."""
+        ...
+
 
 @dataclass(frozen=True, eq=False)
 class LabelledImages:
@@ -129,6 +133,34 @@ class LabelledImages:
         for tensor in (self.images, self.labels, self.is_query):
             found.update(b"-" if tensor is None else tensor.contiguous().numpy().tobytes())
         return found.hexdigest()
+
+    def of_classes(self, labels: Sequence[int]) -> LabelledImages:
+        """See :class:`ImageSet`; a copy."""
+        kept, renumbered = renumbered_subset(self.labels, labels)
+        return LabelledImages(
+            images=self.images[kept],
+            labels=renumbered,
+            class_names=tuple(self.class_names[label] for label in labels),
+            names=tuple(self.names[index] for index in kept.tolist()),
+            is_query=None if self.is_query is None else self.is_query[kept],
+        )
+
+
+def renumbered_subset(all_labels: torch.Tensor, chosen: Sequence[int]) -> tuple[torch.Tensor, torch.Tensor]:
+    """Which images are of the chosen classes, and their new labels.
+
+    Args:
+        all_labels: [N] int64.
+        chosen: K labels, all different.
+
+    Returns:
+        [n] int64, ascending places in ``all_labels``, and [n] int64 labels in 0 … K − 1.
+    """
+    assert len(set(chosen)) == len(chosen), chosen
+    place = torch.full((int(all_labels.max()) + 1 if len(all_labels) else 1,), -1)
+    place[torch.tensor(chosen, dtype=torch.int64)] = torch.arange(len(chosen))
+    kept = (place[all_labels] >= 0).nonzero().squeeze(1)
+    return kept, place[all_labels[kept]]
 
 
 @dataclass(frozen=True, eq=False)

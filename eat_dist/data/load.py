@@ -14,18 +14,19 @@ import torch
 from eat_dist.config import DataConfig
 from eat_dist.data.datasets import DATASETS
 from eat_dist.data.decode import decode_image
-from eat_dist.data.images import LabelledImages, ZeroShotData
+from eat_dist.data.images import ImageSet, LabelledImages, ZeroShotData
 from eat_dist.data.memory import fits_in_memory, in_memory
 from eat_dist.data.prepare import OnProgress, bad_image, prepare
 from eat_dist.data.shard_format import SCHEMA
 from eat_dist.data.shards import ShardImages, in_inference_form, inference_form, open_shards, query_mask
 from eat_dist.data.source import Source
+from eat_dist.data.validation import held_out
 from eat_dist.errors import DataError, StorageError
 from eat_dist.storage import Folder
 
 
 def load_dataset(config: DataConfig, *, on_progress: OnProgress | None = None) -> ZeroShotData:
-    """Load the configured dataset.
+    """Load the configured dataset: what is trained on, and what is measured on.
 
     ``data.shards`` is opened. Without it a small dataset is decoded into memory; any other is prepared into the user's
     cache, unless it is there already, and opened.
@@ -40,11 +41,19 @@ def load_dataset(config: DataConfig, *, on_progress: OnProgress | None = None) -
         StorageError: Something cannot be read, or the cache cannot be written.
     """
     if config.shards is not None:
-        return open_shards(Folder.at(config.shards), config)
+        return _without_test_classes(open_shards(Folder.at(config.shards), config), config)
     source = DATASETS[config.dataset](config)
     if source.small:
         return _decode(source, config)
-    return open_shards(_cached_shards(source, config, on_progress), config)
+    return _without_test_classes(open_shards(_cached_shards(source, config, on_progress), config), config)
+
+
+def _without_test_classes(data: ZeroShotData, config: DataConfig) -> ZeroShotData:
+    """With ``data.validation_share`` the validation classes take the place of the test classes, in every process."""
+    if config.validation_share == 0:
+        return data
+    train, validation = held_out(data.train, config.validation_share, seed=config.validation_seed)
+    return replace(data, train=train, test=validation)
 
 
 def load_test_set(config: DataConfig, *, on_progress: OnProgress | None = None) -> ZeroShotData:
@@ -94,6 +103,8 @@ def _decode(source: Source, config: DataConfig) -> ZeroShotData:
     images: dict[str, torch.Tensor] = {}
     skipped = []
     for item in source.items:
+        if config.validation_share > 0 and item.role != "train":
+            continue  # what is not measured on is not even decoded
         try:
             image = decode_image(source.read(item.name), name=item.name, channels=source.channels)
         except DataError as error:
@@ -115,9 +126,14 @@ def _decode(source: Source, config: DataConfig) -> ZeroShotData:
             is_query=query_mask([item.role for item in items]),
         )
 
+    train: ImageSet = of_set(train=True)
+    if config.validation_share > 0:
+        train, test = held_out(train, config.validation_share, seed=config.validation_seed)
+    else:
+        test = of_set(train=False)
     return ZeroShotData(
-        train=of_set(train=True),
-        test=of_set(train=False),
+        train=train,
+        test=test,
         resize=form.resize,
         skipped=tuple(skipped),
         inverted=source.inverted,

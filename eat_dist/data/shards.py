@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import os
 import threading
@@ -21,7 +22,7 @@ from PIL import Image
 from eat_dist.batch import Batch
 from eat_dist.config import DataConfig
 from eat_dist.data.decode import decode_image, to_tensor
-from eat_dist.data.images import Indices, ZeroShotData
+from eat_dist.data.images import Indices, ZeroShotData, renumbered_subset
 from eat_dist.data.parallel import usable_cpus
 from eat_dist.data.shard_format import (
     COLUMNS,
@@ -190,6 +191,21 @@ class ShardImages:
         for tensor in (self.labels, self.is_query):
             found.update(b"-" if tensor is None else tensor.numpy().tobytes())
         return found.hexdigest()
+
+    def of_classes(self, labels: Sequence[int]) -> ShardImages:
+        """See :class:`~eat_dist.data.images.ImageSet`; nothing is read."""
+        kept, renumbered = renumbered_subset(self.labels, labels)
+        at = kept.numpy()
+        subset = copy.copy(self)
+        subset.labels = renumbered
+        subset.class_names = tuple(self.class_names[label] for label in labels)
+        subset.names = tuple(self.names[index] for index in at)
+        subset.is_query = None if self.is_query is None else self.is_query[kept]
+        subset.sizes = self.sizes[kept]
+        subset._part, subset._group, subset._row = self._part[at], self._group[at], self._row[at]
+        subset._sha256 = [self._sha256[index] for index in at]
+        subset._handles = None
+        return subset
 
     def __getstate__(self) -> dict[str, Any]:
         return self.__dict__ | {"_handles": None}

@@ -117,7 +117,8 @@ def load_data(config: RunConfig, console: Console) -> tuple[RunConfig, ZeroShotD
     data = load_dataset(config.data)
     console.say(
         f"{config.data.dataset}: {len(data.train)} images of {data.train.num_classes} classes to train, "
-        f"{len(data.test)} of {data.test.num_classes} other classes to test"
+        f"{len(data.test)} of {data.test.num_classes} other classes to "
+        + ("test" if config.data.validation_share == 0 else "validate, held out of the training classes")
     )
     if data.skipped:
         console.warn(f"{len(data.skipped)} undecodable images are left out, e.g. {data.skipped[0]}")

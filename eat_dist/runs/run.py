@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import datetime
-import statistics
 import tempfile
 import time
 from collections.abc import Callable
@@ -22,7 +21,6 @@ from eat_dist.console import Console
 from eat_dist.data.images import ZeroShotData
 from eat_dist.data.splits import Splits, to_table
 from eat_dist.errors import CheckpointError
-from eat_dist.history import read_history, waiting_shares
 from eat_dist.in_process import train_in_process
 from eat_dist.member import MemberResult, Schedule
 from eat_dist.models.ensemble import EnsembleSpec, member_file, save_spec, weights_digest
@@ -44,11 +42,9 @@ from eat_dist.runs.checks import (
 from eat_dist.runs.evaluation import Subject, evaluate_subject, evaluation_folder
 from eat_dist.runs.lease import check_not_held, holding
 from eat_dist.runs.saved import config_of
-from eat_dist.runs.summary import flat_figures, step_metrics, summary_with
+from eat_dist.runs.summary import flat_figures, step_metrics, summary_of_training, summary_with
 from eat_dist.storage import Folder
 from eat_dist.tracking import Tracker
-
-SUMMARY_SCHEMA = 1
 
 # Iterations whose numbers go to MLflow, at most; the run folder has all of them.
 _TRACKED_ITERATIONS = 1000
@@ -108,11 +104,7 @@ def start_in(folder: Folder, config: RunConfig, *, overwrite: bool, console: Con
     check_cluster(config)
     if overwrite:
         clear(folder)
-    folder.create()
-    folder.write("config.yaml", dump_config(config).encode())
-    table = pa.BufferOutputStream()
-    pq.write_table(to_table(splits, data.train.names), table)
-    folder.write("splits.parquet", table.getvalue().to_pybytes())
+    write_first_files(folder, config, data, splits)
     return _Run(placed, folder, data=data, splits=splits, console=console).go(None, resumed=False)
 
 
@@ -148,6 +140,29 @@ def resume_in(folder: Folder, config: RunConfig, *, console: Console) -> Finishe
     splits = splits_of(config, data)
     check_cluster(config)
     return _Run(placed, folder, data=data, splits=splits, console=console).go(found.mlflow_run_id, resumed=True)
+
+
+def write_first_files(folder: Folder, config: RunConfig, data: ZeroShotData, splits: Splits) -> None:
+    """``config.yaml`` and ``splits.parquet``."""
+    folder.create()
+    folder.write("config.yaml", dump_config(config).encode())
+    table = pa.BufferOutputStream()
+    pq.write_table(to_table(splits, data.train.names), table)
+    folder.write("splits.parquet", table.getvalue().to_pybytes())
+
+
+def complete_ensemble(folder: Folder, config: RunConfig, data: ZeroShotData) -> tuple[EnsembleSpec, str]:
+    """Write ``model/ensemble.json`` beside the members' weights; the second value is the digest of them all."""
+    spec = EnsembleSpec(
+        config.model,
+        data.train.image_shape,
+        config.ensemble.members,
+        inverted=data.inverted,
+        resize=data.resize,
+    )
+    save_spec(folder.child("model"), spec)
+    weights = [load_safetensors(folder.read(f"model/{member_file(rank)}")) for rank in range(spec.members)]
+    return spec, weights_digest(weights)
 
 
 class _Run:
@@ -199,41 +214,21 @@ class _Run:
         seconds = time.perf_counter() - begin
         for line in () if resumed else results[0].passed_over:
             self.console.warn(line)
-        spec = EnsembleSpec(
-            config.model,
-            self.data.train.image_shape,
-            config.ensemble.members,
-            inverted=self.data.inverted,
-            resize=self.data.resize,
-        )
-        save_spec(folder.child("model"), spec)
-        digest = weights_digest(
-            [load_safetensors(folder.read(f"model/{member_file(rank)}")) for rank in range(spec.members)]
-        )
+        spec, digest = complete_ensemble(folder, config, self.data)
         if self.last is not None:
             figure = transfer_matrix_figure(self.last.transfer_matrix)
             tracker.log_figure(figure, "figures/transfer_matrix.png")
             folder.write("figures/transfer_matrix.png", figure_png(figure))
-        summary: dict[str, Any] = {
-            "schema": SUMMARY_SCHEMA,
-            "name": config.name,
-            "dataset": config.data.dataset,
-            "defense": config.defense.name,
-            "transfer_rule": config.defense.transfer_rule if config.defense.name == "eat" else None,
-            "members_trained": config.ensemble.members,
-            "seed": config.seed,
-            "epochs": config.train.epochs,
-            "iterations": results[0].iterations,
-            "passes": results[0].passes,
-            "seconds": round(seconds, 3),
-            "resumed_from_iteration": results[0].resumed_from,
-            "weights_sha256": digest,
-            "waiting_share": [round(share, 4) for share in self._waiting_shares()],
-            "peak_memory_mib": [round(result.peak_memory / 2**20) for result in results],
-            "loading": results[0].loading,
-            "skipped_images": list(self.data.skipped),
-            "mlflow_run_id": tracker.run_id,
-        }
+        summary = summary_of_training(
+            config,
+            folder,
+            results,
+            seconds=seconds,
+            weights_sha256=digest,
+            skipped=self.data.skipped,
+            mlflow_run_id=tracker.run_id,
+        )
+        self._name_the_slowest(summary["waiting_share"])
         if config.evaluation.protocol != "none":
             measured = evaluate_subject(
                 Subject(str(folder), config),
@@ -251,9 +246,8 @@ class _Run:
         tracker.log_ensemble(str(copy), spec.image_shape)
         return Finished(folder, summary, tracker.uri, tracker.run_id)
 
-    def _waiting_shares(self) -> list[float]:
-        """By member; a member that holds the others up is named."""
-        shares = waiting_shares(read_history(self.folder.child("statistics")), self.config.ensemble.members)
+    def _name_the_slowest(self, shares: list[float]) -> None:
+        """Say which member held the others up, if one did; ``shares`` of the time that each waited."""
         slowest = shares.index(min(shares))
         if max(shares) - shares[slowest] > _UNEQUAL:
             others = statistics.median(share for rank, share in enumerate(shares) if rank != slowest)
@@ -261,7 +255,6 @@ class _Run:
                 f"Member {slowest} was the slowest: the others waited {100 * others:.0f} % of their time for peers, "
                 f"it {100 * shares[slowest]:.0f} %."
             )
-        return shares
 
     def _train(self, tracker: Tracker, show: Callable[[EnsembleStatistics], None]) -> list[MemberResult]:
         every = max(1, self.schedule.iterations // _TRACKED_ITERATIONS)

@@ -2,10 +2,50 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from eat_dist.config import RunConfig
+from eat_dist.history import read_history, waiting_shares
+from eat_dist.member import MemberResult
 from eat_dist.robustness.statistics import EnsembleStatistics
+from eat_dist.storage import Folder
+
+SUMMARY_SCHEMA = 1
+
+
+def summary_of_training(
+    config: RunConfig,
+    folder: Folder,
+    results: Sequence[MemberResult],
+    *,
+    seconds: float,
+    weights_sha256: str,
+    skipped: Sequence[str],
+    mlflow_run_id: str | None,
+) -> dict[str, Any]:
+    """What ``summary.json`` says of a run before it is evaluated; ``results`` by rank."""
+    waited = waiting_shares(read_history(folder.child("statistics")), config.ensemble.members)
+    return {
+        "schema": SUMMARY_SCHEMA,
+        "name": config.name,
+        "dataset": config.data.dataset,
+        "defense": config.defense.name,
+        "transfer_rule": config.defense.transfer_rule if config.defense.name == "eat" else None,
+        "members_trained": config.ensemble.members,
+        "seed": config.seed,
+        "epochs": config.train.epochs,
+        "iterations": results[0].iterations,
+        "passes": results[0].passes,
+        "seconds": round(seconds, 3),
+        "resumed_from_iteration": results[0].resumed_from,
+        "weights_sha256": weights_sha256,
+        "waiting_share": [round(share, 4) for share in waited],
+        "peak_memory_mib": [round(result.peak_memory / 2**20) for result in results],
+        "loading": results[0].loading,
+        "skipped_images": list(skipped),
+        "mlflow_run_id": mlflow_run_id,
+    }
 
 
 def summary_with(summary: dict[str, Any], config: RunConfig, results: dict[str, Any]) -> dict[str, Any]:

@@ -107,6 +107,7 @@ class Tracker:
         run_name: str,
         tags: Mapping[str, str],
         resume_run_id: str | None,
+        parent_run_id: str | None = None,
         wait: float = 15.0,
     ) -> Tracker:
         """Create a run, or go on with an earlier one.
@@ -120,9 +121,12 @@ class Tracker:
             run_name: Shown by MLflow.
             tags: Of the run, e.g. :func:`git_state`.
             resume_run_id: Continue this run; one the store does not have costs a warning and a new run.
+            parent_run_id: MLflow shows the run below this one.
             wait: Seconds to wait for the store's first answer, which gives ``run_id``.
         """
         tracking = config.tracking
+        if parent_run_id is not None:
+            tags = {**tags, "mlflow.parentRunId": parent_run_id}
         uri = _store_uri(tracking.uri) if tracking.enabled else None
         tracker = cls(uri, experiment=tracking.experiment, run_name=run_name, tags=tags)
         tracker.run_id = resume_run_id if tracking.enabled else None

@@ -1,0 +1,119 @@
+"""The command ``eat-dist sweep``: wiring, no logic."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from enum import Enum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    from eat_dist.sweeps import Swept
+
+# Modules that take seconds to import are imported by the command, so that --help is quick.
+# ruff: noqa: PLC0415
+
+
+class Search(Enum):
+    """--search."""
+
+    optuna = "optuna"
+    random = "random"
+    grid = "grid"
+
+
+class Scheduler(Enum):
+    """--scheduler."""
+
+    asha = "asha"
+    none = "none"
+
+
+class Objective(Enum):
+    """--objective."""
+
+    attacked_nmi = "attacked_nmi"
+    harmonic = "harmonic"
+    pareto = "pareto"
+
+
+_EXAMPLE = "eat-dist sweep --config configs/digits.yaml --space tune_spaces/diversity_epsilon.yaml --trials 20"
+
+
+def sweep(  # noqa: PLR0917  (typer takes options as arguments)
+    context: typer.Context,
+    config: Annotated[Path | None, typer.Option(help="YAML file of the base run; default: the digits run.")] = None,
+    space: Annotated[Path | None, typer.Option(help="YAML file of the search space, e.g. from tune_spaces/.")] = None,
+    trials: Annotated[int | None, typer.Option(help="How many runs.")] = None,
+    assignments: Annotated[
+        list[str] | None, typer.Option("--set", help="section.key=value, over the base run; repeatable.")
+    ] = None,
+    concurrent: Annotated[str, typer.Option(help="Trials at once: a number, or auto for as many as fit.")] = "auto",
+    scheduler: Annotated[
+        Scheduler | None, typer.Option(help="asha stops bad trials early. Default: asha, and none for pareto.")
+    ] = None,
+    search: Annotated[Search, typer.Option(help="Who chooses the settings.")] = Search.optuna,
+    objective: Annotated[Objective, typer.Option(help="What is maximised.")] = Objective.attacked_nmi,
+    validation_share: Annotated[float, typer.Option(help="Share of the training classes held out.")] = 0.2,
+    grace_period: Annotated[int | None, typer.Option(help="Epochs until asha's first rung; default: a ninth.")] = None,
+    reduction_factor: Annotated[int, typer.Option(help="asha keeps the best of so many, and its rungs grow so.")] = 3,
+    sweep_dir: Annotated[str | None, typer.Option(help="Path or URL; default sweeps/NAME-TIME.")] = None,
+    seed: Annotated[int, typer.Option(min=0, help="Of the search.")] = 0,
+    resume: Annotated[str | None, typer.Option(help="Continue the sweep in this folder.")] = None,
+) -> None:
+    """Train many runs with other settings, and write the best as a config."""
+    from eat_dist.console import Console
+    from eat_dist.errors import ConfigError
+
+    if resume is not None:
+        sources = {name: context.get_parameter_source(name) for name in context.params}
+        if [name for name, source in sources.items() if source and source.name == "COMMANDLINE"] != ["resume"]:
+            raise ConfigError("--resume takes everything from the sweep's folder; give it alone")
+        from eat_dist.sweeps import resume_sweep
+
+        _report(resume_sweep(resume, console=Console()))
+        return
+    if space is None or trials is None:
+        missing = " and ".join(name for name, value in (("--space", space), ("--trials", trials)) if value is None)
+        raise ConfigError(f"a sweep needs {missing}, e.g. {_EXAMPLE}")
+    if concurrent != "auto" and not concurrent.isdecimal():
+        raise ConfigError(f"--concurrent takes a whole number, or auto; got '{concurrent}'")
+    from eat_dist.config import load_config
+    from eat_dist.spaces import load_space
+    from eat_dist.sweeps import SweepPlan, start_sweep
+    from eat_dist.sweeps.plan import default_grace
+
+    base, searched = load_config(config, assignments or []), load_space(space)
+    plan = SweepPlan(
+        name=f"{base.name}-{searched.name}",
+        base=base,
+        space=searched,
+        trials=trials,
+        search=search.value,
+        scheduler=(scheduler or (Scheduler.none if objective is Objective.pareto else Scheduler.asha)).value,
+        objective=objective.value,
+        validation_share=validation_share,
+        seed=seed,
+        concurrent=None if concurrent == "auto" else int(concurrent),
+        grace_period=default_grace(base.train.epochs) if grace_period is None else grace_period,
+        reduction_factor=reduction_factor,
+    )
+    command = shlex.join(["eat-dist", *sys.argv[1:]])
+    _report(start_sweep(plan, sweep_dir=sweep_dir, command=command, console=Console()))
+
+
+def _report(swept: Swept) -> None:
+    from eat_dist.console import Console
+
+    console, folder = Console(), swept.folder
+    console.say(f"sweep folder {folder}")
+    console.say(f"trials       {folder}/trials.json")
+    for name in swept.configs:
+        console.say(f"ready config eat-dist train --config {folder}/{name}")
+    if swept.mlflow_run_id is not None and swept.tracking_uri is not None:
+        uri = swept.tracking_uri
+        console.say(f"MLflow run   {swept.mlflow_run_id}")
+        console.say(f"open MLflow  {uri if uri.startswith('http') else f'mlflow ui --backend-store-uri {uri}'}")
