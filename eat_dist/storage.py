@@ -265,7 +265,7 @@ class Folder:
                 raise StorageError(f"cannot write '{self}/{name}': it is in the way of a file or folder") from None
             return False
         except OSError as error:
-            raise StorageError(f"cannot write '{self}/{name}': {_reason(error)}") from error
+            raise StorageError(f"cannot write '{self}/{name}': {reason(error)}") from error
         return True
 
     def read_json(self, name: str) -> Any:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import statistics
 import tempfile
 import time
 from collections.abc import Callable
