@@ -41,14 +41,20 @@ class _Slot:
 class CoordinatorState:
     """The actor's body (an ordinary class, so that it can be read and tested as one).
 
+    Every replica of a member calls, and waits for all others; what it hands in is the same in all of them, but for the
+    times, and the first replica's is taken. Callers are numbered by ``place``: member · replicas + replica.
+
     Args:
         policy: Members, rule and momentum.
         timeout: Seconds until a missing member is an error.
+        replicas: Processes that train one member, R.
     """
 
-    def __init__(self, policy: Policy, timeout: float) -> None:
+    def __init__(self, policy: Policy, timeout: float, replicas: int = 1) -> None:
         self.policy = policy
         self.timeout = timeout
+        self.replicas = replicas
+        self.callers = policy.members * replicas
         self.generation = 0
         self.ensemble: EnsembleStatistics | None = None
         self.progress: deque[EnsembleStatistics] = deque(maxlen=_KEPT_ITERATIONS)
@@ -56,24 +62,24 @@ class CoordinatorState:
         self.failure: EatError | None = None
         self._slots: dict[tuple[str, int], _Slot] = {}
 
-    async def gather(self, generation: int, topic: str, number: int, rank: int, value: Any) -> Any:
-        """Everybody's values by rank, once all are there.
+    async def gather(self, generation: int, topic: str, number: int, place: int, value: Any) -> Any:
+        """Every member's value by rank, once all are there.
 
         Raises:
             MemberLateError: Some did not come in time; they are named.
             RunAbortedError: A member stopped the run meanwhile.
             StaleGenerationError: The caller has been replaced.
         """
-        return await self._gather(generation, (topic, number), rank, value, list)
+        return await self._gather(generation, (topic, number), place, value, list)
 
     async def merge(
-        self, generation: int, rank: int, statistics: MemberStatistics, previous: EnsembleStatistics | None
+        self, generation: int, place: int, statistics: MemberStatistics, previous: EnsembleStatistics | None
     ) -> EnsembleStatistics:
         """Merge all members' statistics of an iteration.
 
         Args:
             generation: Of the caller.
-            rank: Of the caller.
+            place: Of the caller.
             statistics: Its measurements.
             previous: In the first call of a generation what its checkpoint holds, else None.
         """
@@ -88,7 +94,7 @@ class CoordinatorState:
             return self.ensemble
 
         merged: EnsembleStatistics = await self._gather(
-            generation, ("statistics", statistics.iteration), rank, statistics, combine
+            generation, ("statistics", statistics.iteration), place, statistics, combine
         )
         return merged
 
@@ -116,21 +122,21 @@ class CoordinatorState:
 
         return os.getpid()
 
-    async def _gather(self, generation: int, key: tuple[str, int], rank: int, value: Any, combine: Any) -> Any:
+    async def _gather(self, generation: int, key: tuple[str, int], place: int, value: Any, combine: Any) -> Any:
         self._enter(generation)
         slot = self._slots.setdefault(key, _Slot())
-        slot.values[rank] = value
-        if len(slot.values) == self.policy.members:
-            slot.result = combine([slot.values[rank] for rank in range(self.policy.members)])
+        slot.values[place] = value
+        if len(slot.values) == self.callers:
+            slot.result = combine([slot.values[first] for first in range(0, self.callers, self.replicas)])
             slot.complete.set()
         try:
             await asyncio.wait_for(slot.complete.wait(), self.timeout)
         except TimeoutError:
-            late = set(range(self.policy.members)) - set(slot.values)
-            raise MemberLateError(late_message(key, late, self.timeout)) from None
+            late = set(range(self.callers)) - set(slot.values)
+            raise MemberLateError(late_message(key, late, self.timeout, replicas=self.replicas)) from None
         self._enter(generation)
         slot.reads += 1
-        if slot.reads == self.policy.members:
+        if slot.reads == self.callers:
             self._slots.pop(key, None)
         return slot.result
 
@@ -146,7 +152,7 @@ class CoordinatorState:
             raise StaleGenerationError(f"generation {generation} was replaced by {self.generation}")
 
 
-def start_coordinator(name: str, policy: Policy, *, timeout: float) -> Any:
+def start_coordinator(name: str, policy: Policy, *, timeout: float, replicas: int = 1) -> Any:
     """Start the actor.
 
     ``max_restarts=-1`` brings it back after its process died, empty; ``max_task_retries=0`` lets the calls that were
@@ -157,6 +163,7 @@ def start_coordinator(name: str, policy: Policy, *, timeout: float) -> Any:
         name: Unique to the run, so that two runs on one cluster never share a coordinator.
         policy: Members, rule and momentum.
         timeout: Seconds until a missing member is an error.
+        replicas: Processes that train one member.
     """
     actor = ray.remote(num_cpus=0, max_restarts=-1, max_task_retries=0, max_concurrency=1000)(CoordinatorState)
-    return actor.options(name=name).remote(policy, timeout)
+    return actor.options(name=name).remote(policy, timeout, replicas)

@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from eat_dist.config import ClusterConfig
+from eat_dist.config import ClusterConfig, RunConfig
 from eat_dist.errors import ClusterError
 
 # A share below this is a mistake: the members would take turns on one core.
@@ -44,6 +44,24 @@ class Placement:
         return {name: amount for name, amount in named.items() if amount > 0}
 
 
+def place_members(nodes: Sequence[Node], config: RunConfig) -> Placement:
+    """What each worker of a training run gets: one a member, or with replicas R a member.
+
+    Raises:
+        ClusterError: The cluster cannot hold all of them at once; with the arithmetic and what to change.
+    """
+    members, replicas = config.ensemble.members, config.cluster.replicas_per_member
+    if replicas == 1:
+        return place(nodes, members=members, config=config.cluster)
+    return place(
+        nodes,
+        members=members * replicas,
+        config=config.cluster,
+        what=f"replicas ({members} members of {replicas})",
+        fewer="ensemble.members, cluster.replicas_per_member",
+    )
+
+
 def place(
     nodes: Sequence[Node],
     *,
@@ -67,7 +85,8 @@ def place(
     gpus = sum(node.gpus for node in nodes)
     if config.device == "cuda" or (config.device == "auto" and gpus > 0):
         return _on_gpus(nodes, members=members, config=config, what=what, fewer=fewer)
-    share = config.cpus_per_member or _equal_share([node.cpus for node in nodes], members)
+    cpus_of_nodes = [node.cpus for node in nodes]
+    share = config.cpus_per_member or _equal_share(cpus_of_nodes, members=members, what=what, fewer=fewer)
     _require(nodes, members=members, cpus=share, gpus=0.0, what=what, fewer=fewer)
     if share < _SMALLEST_SHARE:
         raise ClusterError(
@@ -106,12 +125,10 @@ def _fit(node: Node, *, cpus: float, gpus: float) -> int:
     return min(limits, default=0)
 
 
-def _equal_share(cpus: Sequence[float], members: int) -> float:
+def _equal_share(cpus: Sequence[float], *, members: int, what: str, fewer: str) -> float:
     """The largest share, rounded down to 1/100, of which the nodes hold ``members``."""
     candidates = {math.floor(100 * node / k) / 100 for node in cpus for k in range(1, members + 1)} - {0.0}
     fitting = [c for c in candidates if sum(math.floor(node / c + 1e-9) for node in cpus) >= members]
     if not fitting:
-        raise ClusterError(
-            f"{members} members on {sum(cpus):g} CPUs would get less than 0.01 each; lower ensemble.members"
-        )
+        raise ClusterError(f"{members} {what} on {sum(cpus):g} CPUs would get less than 0.01 each; lower {fewer}")
     return max(fitting)

@@ -257,6 +257,8 @@ class ClusterConfig(_Section):
     cpus_per_member: Number | None = Field(None, gt=0, description="Default: an equal share of the CPUs; none on GPUs.")
     gpus_per_member: Number = Field(1.0, gt=0, le=8, description="Fractions share a GPU, over gloo then.")
     threads_per_member: int | None = Field(None, ge=1, description="torch threads; default: the member's whole CPUs.")
+    replicas_per_member: int = Field(1, ge=1, description="R: workers that train one member together.")
+    placement: Literal["pack", "spread"] = Field("pack", description="Workers on few nodes, or on many.")
     gather_timeout: Number = Field(300.0, gt=0, description="Seconds until a late member is an error.")
     max_restarts: int = Field(3, ge=0, description="Times Ray Train restarts the members after a death.")
 
