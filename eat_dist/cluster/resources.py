@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -11,6 +12,8 @@ from eat_dist.errors import ClusterError
 
 # A share below this is a mistake: the members would take turns on one core.
 _SMALLEST_SHARE = 0.1
+# Ray counts resources in whole ten-thousandths.
+_UNITS = 10_000
 
 
 @dataclass(frozen=True)
@@ -36,6 +39,11 @@ class Placement:
     gpus: float
     threads: int
     backend: str
+
+    @property
+    def workers_a_gpu(self) -> int:
+        """How many of them a GPU can hold; 0 on CPUs."""
+        return max(1, _times(1.0, self.gpus)) if self.gpus else 0
 
     @property
     def resources(self) -> dict[str, float]:
@@ -118,17 +126,22 @@ def _require(nodes: Sequence[Node], *, members: int, cpus: float, gpus: float, w
 
 
 def _fit(node: Node, *, cpus: float, gpus: float) -> int:
-    """How many members one node holds. A member never spans two nodes."""
-    limits = [
-        math.floor(there / needed + 1e-9) for there, needed in ((node.cpus, cpus), (node.gpus, gpus)) if needed > 0
-    ]
-    return min(limits, default=0)
+    """How many workers one node holds. None spans two nodes, and a share of a GPU is never put together from two."""
+    of_gpus = int(node.gpus) * _times(1.0, gpus) if 0 < gpus < 1 else _times(node.gpus, gpus)
+    room = min(of_gpus, _times(node.cpus, cpus))
+    return 0 if room == sys.maxsize else room
+
+
+def _times(there: float, needed: float) -> int:
+    """How often ``needed`` goes into what is there, as Ray counts; without limit where nothing is needed."""
+    units = math.floor(needed * _UNITS + 0.5)
+    return math.floor(there * _UNITS + 0.5) // units if units else sys.maxsize
 
 
 def _equal_share(cpus: Sequence[float], *, members: int, what: str, fewer: str) -> float:
     """The largest share, rounded down to 1/100, of which the nodes hold ``members``."""
     candidates = {math.floor(100 * node / k) / 100 for node in cpus for k in range(1, members + 1)} - {0.0}
-    fitting = [c for c in candidates if sum(math.floor(node / c + 1e-9) for node in cpus) >= members]
+    fitting = [c for c in candidates if sum(_times(node, c) for node in cpus) >= members]
     if not fitting:
         raise ClusterError(f"{members} {what} on {sum(cpus):g} CPUs would get less than 0.01 each; lower {fewer}")
     return max(fitting)

@@ -72,7 +72,7 @@ def train_on_ray(
             "run_folder": str(run_folder),
             "coordinator": name,
             "threads": placement.threads,
-            "workers_a_gpu": max(1, round(1 / placement.gpus)) if placement.gpus else 0,
+            "workers_a_gpu": placement.workers_a_gpu,
             "mlflow_run_id": mlflow_run_id,
         },
         torch_config=TorchConfig(backend=placement.backend, timeout_s=math.ceil(config.cluster.gather_timeout)),

@@ -262,6 +262,13 @@ class ClusterConfig(_Section):
     gather_timeout: Number = Field(300.0, gt=0, description="Seconds until a late member is an error.")
     max_restarts: int = Field(3, ge=0, description="Times Ray Train restarts the members after a death.")
 
+    @field_validator("gpus_per_member")
+    @classmethod
+    def _whole_gpus_or_a_share(cls, gpus: float) -> float:
+        if gpus > 1 and gpus != int(gpus):
+            raise ValueError(f"above one GPU it must be a whole number (Ray gives no GPU and a half); got {gpus:g}")
+        return gpus
+
 
 class RunConfig(_Section):
     """One training run. The defaults are the digits run of configs/digits.yaml."""

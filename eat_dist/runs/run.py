@@ -173,6 +173,11 @@ class _Run:
         seconds = time.perf_counter() - begin
         for line in () if resumed else results[0].passed_over:
             self.console.warn(line)
+        if apart := [str(rank) for rank, result in enumerate(results) if result.nodes > 1]:
+            self.console.warn(
+                f"the replicas of member {', '.join(apart)} were on several nodes and talked over the network many "
+                f"times an iteration; let cluster.replicas_per_member divide the number of workers that a node holds"
+            )
         spec = EnsembleSpec(
             config.model,
             self.data.train.image_shape,
@@ -204,6 +209,7 @@ class _Run:
             "weights_sha256": digest,
             "peak_memory_mib": [round(result.peak_memory / 2**20) for result in results],
             "loading": results[0].loading,
+            "nodes_of_a_member": [result.nodes for result in results],
             "skipped_images": list(self.data.skipped),
             "mlflow_run_id": tracker.run_id,
         }
