@@ -58,7 +58,7 @@ def main(folder: Path) -> None:
             config = small_config(*options, "cluster.replicas_per_member=2", f"cluster.placement={placement}")
             found[placement] = train(config, folder / placement)
         found["0.4"] = shares_of_a_gpu_that_fit(0.4, 5)
-        found["1/6"] = shares_of_a_gpu_that_fit(1 / 6, 6)
+        found["1/6"] = shares_of_a_gpu_that_fit(1 / 6, 12)
         print(json.dumps(found))
     finally:
         ray.shutdown()
