@@ -63,9 +63,10 @@ class Sleepers:
     ) -> list[float]:
         """Seconds each iteration took, by the process's first member."""
         taken: list[float] = []
+        grid = [[worker] for worker in range(policy.members)]
 
         def member(rank: int) -> None:
-            exchange = RayExchange(coordinator, rank=rank, size=policy.members, generation=1, timeout=TIMEOUT_S)
+            exchange = RayExchange(coordinator, rank=rank, replica=0, grid=grid, generation=1, timeout=TIMEOUT_S)
             ensemble = EnsembleStatistics.initial(policy)
             for iteration in range(iterations):
                 statistics_of_iteration = measured(rank, iteration, policy, batch_size)

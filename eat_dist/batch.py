@@ -16,7 +16,8 @@ class Batch:
     """What a training step receives.
 
     Attributes:
-        images: [B, C, H, W] float32 in [0, 1]; nothing is normalised outside the model.
+        images: [B, C, H, W] float32 in [0, 1]; nothing is normalised outside the model. Where several replicas train a
+            member, its own rows of the batch alone, [B/R, C, H, W]; labels and indices are the whole batch's.
         labels: [B] int64, class indices 0 … C − 1 of the training classes.
         indices: [B] int64, positions in the training set, on the CPU.
     """

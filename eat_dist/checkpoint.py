@@ -88,8 +88,14 @@ class Checkpoints:
         self.keep = config.checkpoint.keep
         self.fingerprint = fingerprint(config)
 
-    def write_member(self, iteration: int, rank: int, state: MemberState) -> dict[str, str]:
+    def write_member(self, iteration: int, rank: int, state: MemberState, *, write: bool = True) -> dict[str, str]:
         """Write one member's part.
+
+        Args:
+            iteration: Iterations done.
+            rank: The member.
+            state: What to write.
+            write: Otherwise only say what the sums would be, as those replicas of a member do that do not write.
 
         Returns:
             File name → SHA-256, for the manifest.
@@ -102,7 +108,7 @@ class Checkpoints:
             f"member_{rank}.safetensors": save_safetensors(state.tensors),
             f"member_{rank}.json": json.dumps(state.scalars, allow_nan=False).encode(),
         }
-        for name, content in contents.items():
+        for name, content in contents.items() if write else ():
             here.write(name, content)
         return {name: hashlib.sha256(content).hexdigest() for name, content in contents.items()}
 

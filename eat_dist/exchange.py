@@ -111,9 +111,10 @@ class Board:
             self._changed.notify_all()
 
 
-def late_message(key: tuple[str, int], late: set[int], timeout: float) -> str:
-    """Say who is late with what."""
-    who = ", ".join(f"member {rank}" for rank in sorted(late))
+def late_message(key: tuple[str, int], late: set[int], timeout: float, *, replicas: int = 1) -> str:
+    """Say who is late with what; ``late`` counts replicas, all of member 0 first."""
+    places = [divmod(place, replicas) for place in sorted(late)]
+    who = ", ".join(f"member {rank}" + (f" (replica {replica})" if replicas > 1 else "") for rank, replica in places)
     return (
         f"{who} did not hand in '{key[0]}' number {key[1]} within {timeout:g} s; look at that member's log, or raise "
         f"cluster.gather_timeout if its iterations are that slow"

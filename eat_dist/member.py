@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from eat_dist.attacks import training_attack
+from eat_dist.attacks import Generators, training_attack
 from eat_dist.checkpoint import Checkpoints, Found, MemberState, optimiser_state, restore_optimiser
 from eat_dist.config import OptimiserConfig, RunConfig
 from eat_dist.data.images import ImageSet
@@ -25,6 +25,7 @@ from eat_dist.losses import make_loss
 from eat_dist.models import build_embedder
 from eat_dist.models.ensemble import cpu_state, save_member
 from eat_dist.models.execution import apply_execution
+from eat_dist.replicas import ALONE, Replicas
 from eat_dist.robustness.statistics import EnsembleStatistics, Policy
 from eat_dist.seeding import generator
 from eat_dist.storage import Folder
@@ -79,6 +80,7 @@ class MemberResult:
         passed_over: Newer checkpoints that were not usable, one line each.
         peak_memory: Bytes: of the GPU where there is one, else of the process (which in-process members share).
         loading: Where its images came from, in words.
+        nodes: How many nodes its replicas were on.
     """
 
     passes: int
@@ -87,6 +89,7 @@ class MemberResult:
     passed_over: tuple[str, ...]
     peak_memory: int
     loading: str
+    nodes: int = 1
 
 
 class Member:
@@ -97,6 +100,7 @@ class Member:
         train: The whole training set; the member draws from its own split of it.
         splits: What every member sees.
         exchange: The way to the others; says which member this is.
+        replicas: The other processes that train the same member, if any; the first of them writes for all.
         run_folder: Where checkpoints, history and final weights go.
         device: Where it computes.
         cpus: CPUs it has to itself, for decoding images.
@@ -118,9 +122,11 @@ class Member:
         members_here: int = 1,
         mlflow_run_id: str | None = None,
         on_iteration: OnIteration | None = None,
+        replicas: Replicas = ALONE,
     ) -> None:
         self.config = config
         self.exchange = exchange
+        self.replicas = replicas
         self.rank = exchange.rank
         self.device = device
         self.cpus = cpus
@@ -151,7 +157,7 @@ class Member:
         self.until_epoch = self.schedule.epochs
         self.learner = Learner(
             rank=rank,
-            model=self.model,
+            model=replicas.wrap(self.model),
             loss=self.loss,  # type: ignore[arg-type]  # a registered loss is a MetricLoss and a Module
             attack=training_attack(config.attack),
             exchange=exchange,
@@ -184,7 +190,7 @@ class Member:
                 f"'{self.run_folder}' is trained to iteration {resumed_from} already, so not to epoch {until_epoch} "
                 f"(iteration {end})"
             )
-        history = HistoryWriter(self.run_folder.child("statistics"), self.iteration) if self.rank == 0 else None
+        history = HistoryWriter(self.run_folder.child("statistics"), self.iteration) if self._speaks else None
         self.model.train()
         with self._loader() as loader:
             while self.iteration < end:
@@ -192,7 +198,8 @@ class Member:
                 if self._checkpoint_is_due():
                     self._save(history)
             loading = loader.description
-        save_member(self.run_folder.child("model"), self.rank, self.model)
+        if self.replicas.index == 0:
+            save_member(self.run_folder.child("model"), self.rank, self.model)
         passed_over = found.passed_over if found else ()
         return MemberResult(self.passes, self.iteration, resumed_from, passed_over, peak_memory(self.device), loading)
 
@@ -206,6 +213,7 @@ class Member:
             device=self.device,
             members_here=self.members_here,
             cpus=self.cpus,
+            rows=self.replicas.rows,
         )
 
     def _step(self, loader: Loader, history: HistoryWriter | None) -> None:
@@ -219,6 +227,7 @@ class Member:
         data_wait = time.perf_counter() - begin
         result = DEFENSES[self.config.defense.name](self.learner, batch, self.ensemble)
         self._refuse_non_finite(result.ensemble)
+        self.replicas.sum_gradients(self.model, self.loss)
         norm = _gradient_norm(self.optimiser)
         if not math.isfinite(norm):
             raise self._not_finite(self.rank, iteration, f"gradient norm is {norm}")
@@ -237,8 +246,14 @@ class Member:
             self.on_iteration(result.ensemble)
         self.learner.last_time = time.perf_counter() - begin
 
-    def _generator(self, purpose: str) -> torch.Generator:
-        return generator(self.config.seed, purpose, self.rank, self.iteration, device=self.device)
+    def _generator(self, purpose: str) -> Generators:
+        whole = generator(self.config.seed, purpose, self.rank, self.iteration, device=self.device)
+        return self.replicas.generators(whole)
+
+    @property
+    def _speaks(self) -> bool:
+        """Whether this process writes and looks up for the whole ensemble: member 0, or the first of its replicas."""
+        return self.rank == 0 and self.replicas.index == 0
 
     def _refuse_non_finite(self, merged: EnsembleStatistics) -> None:
         """Every member sees everybody's losses, so all of them stop at the same iteration, before the update."""
@@ -264,14 +279,16 @@ class Member:
     def _save(self, history: HistoryWriter | None) -> None:
         if history is not None:
             history.flush()
-        digests = self.checkpoints.write_member(self.iteration, self.rank, self.state())
+        writes = self.replicas.index == 0
+        digests = self.checkpoints.write_member(self.iteration, self.rank, self.state(), write=writes)
+        self.replicas.require_equal(digests)
         everybody = self.exchange.agree("checkpoint", digests)
-        if self.rank == 0:
+        if self._speaks:
             self.checkpoints.commit(self.iteration, everybody, mlflow_run_id=self.mlflow_run_id)
 
     def _resume(self) -> Found | None:
         """All members continue from the checkpoint that member 0 finds."""
-        found = self.checkpoints.newest() if self.rank == 0 else None
+        found = self.checkpoints.newest() if self._speaks else None
         chosen = self.exchange.agree("resume", _as_json(found))[0]
         if chosen is None:
             return None

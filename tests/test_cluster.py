@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
+import itertools
 import math
+from collections import Counter
 from typing import Any
 
 import numpy as np
@@ -12,8 +14,9 @@ import pytest
 
 from eat_dist.cluster.answer import Answer
 from eat_dist.cluster.coordinator import CoordinatorState, RunAbortedError, StaleGenerationError
-from eat_dist.cluster.resources import Node, place
-from eat_dist.config import ClusterConfig
+from eat_dist.cluster.grid import lay_grid
+from eat_dist.cluster.resources import Node, Placement, place, place_members
+from eat_dist.config import ClusterConfig, RunConfig, override
 from eat_dist.errors import ClusterError, MemberLateError, NonFiniteLossError
 from eat_dist.robustness.statistics import (
     ClassCounts,
@@ -76,6 +79,85 @@ def test_what_cannot_be_placed_is_refused_with_the_arithmetic(
         place(nodes, members=3, config=config)
 
 
+@pytest.mark.parametrize(
+    ("share", "nodes", "room"),
+    [
+        (0.5, [Node(8, 1)], 2),
+        (0.25, [Node(8, 2), Node(8, 1)], 12),
+        (0.4, [Node(8, 2)], 4),  # not 5: the fifth would have to be put together from two GPUs
+        (0.6, [Node(8, 4)], 4),
+        (0.34, [Node(8, 3)], 6),
+        (1 / 3, [Node(8, 1)], 3),
+        (1 / 6, [Node(8, 1)], 5),  # Ray counts ten-thousandths, and six times 0.1667 is more than one
+        (0.1666, [Node(8, 1)], 6),
+        (2.0, [Node(8, 3), Node(8, 1), Node(8, 4)], 3),
+    ],
+)
+def test_shares_of_a_gpu_come_from_one_gpu_each(share: float, nodes: list[Node], room: int) -> None:
+    config = ClusterConfig(gpus_per_member=share)
+
+    assert place(nodes, members=room, config=config).gpus == share
+    with pytest.raises(ClusterError, match=f"room for {room}"):
+        place(nodes, members=room + 1, config=config)
+
+
+@pytest.mark.parametrize(("share", "workers"), [(1.0, 1), (2.0, 1), (0.6, 1), (0.5, 2), (0.4, 2), (0.34, 2), (0.25, 4)])
+def test_the_memory_of_a_gpu_is_divided_by_the_workers_that_it_can_hold(share: float, workers: int) -> None:
+    assert Placement(0.0, share, 1, "gloo").workers_a_gpu == workers
+    assert Placement(1.0, 0.0, 1, "gloo").workers_a_gpu == 0
+
+
+def test_gpus_above_one_are_whole() -> None:
+    with pytest.raises(ValueError, match=r"above one GPU it must be a whole number .* got 1\.5"):
+        ClusterConfig(gpus_per_member=1.5)
+
+
+def of_replicas(members: int, replicas: int) -> RunConfig:
+    sizes = [f"ensemble.members={members}", f"cluster.replicas_per_member={replicas}", "data.batch_size=48"]
+    return override(RunConfig(), *sizes)
+
+
+@pytest.mark.parametrize("counts", [[8], [4, 4], [2, 2, 2, 2], [3, 3, 3], [1] * 8, [0, 5, 3], [7, 2], [16, 1]])
+@pytest.mark.parametrize(("members", "replicas"), [(1, 2), (2, 2), (4, 2), (2, 4), (1, 8), (3, 3), (2, 3)])
+def test_as_many_workers_as_members_times_replicas_are_placed(counts: list[int], members: int, replicas: int) -> None:
+    """A whole GPU each: they fit if and only if there are M × R GPUs. On CPUs they always do, in equal shares."""
+    nodes, workers = [Node(4.0, count) for count in counts], members * replicas
+    config = of_replicas(members, replicas)
+    if sum(counts) >= workers:
+        assert place_members(nodes, config).gpus == 1.0
+    else:
+        expected = f"^{workers} replicas \\({members} members of {replicas}\\) need 1 GPU each.*room for {sum(counts)}"
+        with pytest.raises(ClusterError, match=expected) as caught:
+            place_members(nodes, config)
+        assert "Lower ensemble.members, cluster.replicas_per_member or cluster.gpus_per_member" in str(caught.value)
+
+    cpu_nodes = [Node(count, 0) for count in counts]
+    share = place_members(cpu_nodes, config).cpus
+    assert sum(int(count / share + 1e-6) for count in counts) >= workers
+    larger = share + 0.01
+    assert sum(int(count / larger + 1e-6) for count in counts) < workers
+
+
+@pytest.mark.parametrize("replicas", [1, 2, 3, 4])
+def test_the_grid_keeps_as_many_members_whole_on_a_node_as_there_can_be(replicas: int) -> None:
+    for counts in (*itertools.product(range(5), repeat=3), (8, 8), (3, 5, 1, 7)):
+        nodes = [f"node {number}" for number, count in enumerate(counts) for _ in range(count)]
+        nodes = nodes[: len(nodes) // replicas * replicas]
+        grid = lay_grid(nodes, replicas)
+
+        assert sorted(worker for member in grid for worker in member) == list(range(len(nodes)))
+        assert all(len(member) == replicas and list(member) == sorted(member) for member in grid)
+        whole = sum(len({nodes[worker] for worker in member}) == 1 for member in grid)
+        assert whole == sum(count // replicas for count in Counter(nodes).values())
+
+
+def test_the_grid_lays_neighbours_together_and_mends_what_does_not_divide() -> None:
+    assert lay_grid(["a"] * 3, 1) == ((0,), (1,), (2,))
+    assert lay_grid(["a", "a", "b", "b"], 2) == ((0, 1), (2, 3))
+    # In order of rank both members would lie on two nodes: (a, b) and (b, c).
+    assert lay_grid(["a", "b", "b", "c"], 2) == ((0, 3), (1, 2))
+
+
 def statistics(member: int, iteration: int, fooled_rate: float = 0.5) -> MemberStatistics:
     return MemberStatistics(member, iteration, batch_size=4, adversarial_loss=1.0, fooled_rate=fooled_rate)
 
@@ -133,6 +215,30 @@ def test_a_late_member_is_named() -> None:
 
     with pytest.raises(MemberLateError, match=r"member 1 did not hand in 'statistics' number 0 within 0\.05 s"):
         asyncio.run(state.merge(1, 0, statistics(0, 0), EnsembleStatistics.initial(POLICY)))
+
+
+def test_of_a_members_replicas_the_firsts_statistics_count_and_all_get_the_answer() -> None:
+    async def story() -> None:
+        state = CoordinatorState(POLICY, 5, replicas=2)
+        start = EnsembleStatistics.initial(POLICY)
+        # The fooled rates of the second replicas differ here, which they never do, to show that they are not used.
+        handed_in = [statistics(member, 0, rate) for member, rate in ((0, 0.25), (0, 0.9), (1, 0.75), (1, 0.9))]
+        answers = await asyncio.gather(*(state.merge(1, place, s, start) for place, s in enumerate(handed_in)))
+        assert [answer.applied_to(start).to_json() for answer in answers] == [state.ensemble.to_json()] * 4
+        assert [entry.fooled_rate for entry in answers[0].members] == [0.25, 0.75]
+        agreed = await asyncio.gather(*(state.gather(1, "resume", 0, place, place) for place in range(4)))
+        assert agreed == [[0, 2]] * 4
+
+    asyncio.run(story())
+
+
+def test_a_late_replica_is_named() -> None:
+    async def story() -> None:
+        state = CoordinatorState(POLICY, 0.05, replicas=2)
+        await asyncio.gather(*(state.gather(1, "checkpoint", 0, place, {}) for place in (0, 1, 2)))
+
+    with pytest.raises(MemberLateError, match=r"^member 1 \(replica 1\) did not hand in 'checkpoint' number 0"):
+        asyncio.run(story())
 
 
 def test_a_new_generation_replaces_the_old_one_and_brings_its_own_statistics() -> None:

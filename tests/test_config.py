@@ -90,6 +90,9 @@ def test_numbers_may_be_written_as_fractions_and_in_scientific_form(written: Any
         ("attack.step_size", 0),
         ("ensemble.members", 0),
         ("ensemble.members", -1),
+        ("cluster.replicas_per_member", 0),
+        ("cluster.placement", "anywhere"),
+        ("cluster.gpus_per_member", 1.5),
         ("loss.margin", 1),
         ("loss.alpha", 0),
         ("loss.positive_margin", 2),
@@ -225,6 +228,26 @@ DISAGREEMENTS = {
         "set model.freeze_batch_norm to true",
         "model.freeze_batch_norm=true",
     ),
+    "replicas are processes": (
+        ["cluster.replicas_per_member=2", "cluster.backend=local"],
+        "with cluster.backend local it must be 1; got 2",
+        "cluster.backend=ray",
+    ),
+    "replicas take equal parts of a batch": (
+        ["cluster.replicas_per_member=8"],
+        "a multiple of cluster.replicas_per_member = 8; got 60. Use 48 or 72",
+        "data.batch_size=48",
+    ),
+    "replicas take at least an image each": (
+        ["cluster.replicas_per_member=16", "data.batch_size=24"],
+        "got 24. Use 48",
+        "data.batch_size=48",
+    ),
+    "BatchNorm over replicas is not compiled": (
+        ["cluster.replicas_per_member=2", "train.compile=true"],
+        "train.compile cannot compile BatchNorm that talks to other replicas",
+        "model.freeze_batch_norm=true",
+    ),
 }
 BASE = ["ensemble.members=3", "defense.name=eat", "attack.num_steps=5"]
 
@@ -235,6 +258,13 @@ def test_sections_that_disagree_are_refused_and_the_neighbouring_value_is_not(na
     with pytest.raises(ConfigError, match=re.escape(expected)):
         load_config(None, [*BASE, *values])
     load_config(None, [*BASE, *values, mended])
+
+
+def test_joint_is_refused_with_replicas_on_either_backend() -> None:
+    joint = [*BASE, "defense.transfer_rule=joint", "cluster.replicas_per_member=2"]
+    for backend in ("ray", "local"):
+        with pytest.raises(ConfigError, match=r"'joint' runs in one process: cluster.replicas_per_member must be 1"):
+            load_config(None, [*joint, f"cluster.backend={backend}"])
 
 
 def test_several_disagreements_come_in_one_message() -> None:

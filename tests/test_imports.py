@@ -12,7 +12,7 @@ FLOORS = [
     {"config", "registry", "batch", "errors", "seeding", "storage", "bucket", "provenance"},
     {"losses", "attacks", "metrics", "spaces"},
     {"models", "data", "robustness"},
-    {"exchange", "pyfunc_model"},
+    {"exchange", "pyfunc_model", "replicas"},
     {"defenses"},
     {"checkpoint", "history", "member", "evaluation"},
     {"in_process", "embedding", "console", "tracking", "report", "cluster"},

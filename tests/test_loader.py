@@ -80,6 +80,18 @@ def same(first: Batch, second: Batch) -> bool:
     return all(torch.equal(getattr(first, name), getattr(second, name)) for name in ("images", "labels", "indices"))
 
 
+@pytest.mark.parametrize("augmentation", ["none", "crop_flip"])
+@pytest.mark.parametrize("cache", ["none", "device"])
+def test_a_replica_gets_its_own_rows_of_the_images_and_all_labels(augmentation: str, cache: str) -> None:
+    config = config_of(augmentation=augmentation, cache=cache, workers=0)
+    whole = loader_of(config, Ragged()).batch(3)
+    for index in range(2):
+        part = loader_of(config, Ragged(), rows=slice(index, None, 2)).batch(3)
+        assert torch.equal(part.images, whole.images[index::2])
+        assert torch.equal(part.labels, whole.labels)
+        assert torch.equal(part.indices, whole.indices)
+
+
 @dataclass
 class Streaming:
     """Loaders with worker processes, each of a thread of its own, as members of one process have them."""

@@ -83,7 +83,7 @@ def read(folder: Path) -> tuple[dict[str, Any], list[dict[str, Any]]]:
 def test_a_sweep_stops_bad_trials_and_ends_with_the_best_config(
     tmp_path: Path, ray_session: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Slow: six starts of Ray Train. Two trials run at once; one has a learning rate with which the loss is infinite."""
+    """Slow: six starts of Ray Train. Two trials at once; one has a learning rate with which the loss is infinite."""
     folder, database = tmp_path / "sweep", tmp_path / "mlflow.db"
     space = "optimiser.learning_rate: {grid: [1e-3, 1e30]}\nattack.epsilon: {grid: [0.1, 0.2]}"
     plan = plan_of(

@@ -134,7 +134,8 @@ def test_a_small_space_is_exhausted_rather_than_repeated(search: Any) -> None:
     plan = plan_of("attack.epsilon: {grid: [0.1, 0.2]}\nattack.name: {choice: [pgd, fgsm]}", search=search)
     trials: list[Trial] = []
     while (settings := propose(plan, len(trials), trials)) is not None:
-        trials.append(Trial(f"{len(trials):04d}", len(trials), "FINISHED", "x", settings, [result_of(15, {"attacked_nmi": 0.5}, FIGURES)]))
+        results = [result_of(15, {"attacked_nmi": 0.5}, FIGURES)]
+        trials.append(Trial(f"{len(trials):04d}", len(trials), "FINISHED", "x", settings, results))
 
     assert len(trials) == 4
 

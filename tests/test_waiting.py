@@ -16,12 +16,16 @@ from ray.train.v2._internal.execution.scaling_policy import NoopDecision
 from eat_dist.cluster import waiting
 from eat_dist.cluster.resources import Node, Placement
 from eat_dist.cluster.waiting import PatientStart, place_or_wait
-from eat_dist.config import ClusterConfig
+from eat_dist.config import ClusterConfig, EnsembleConfig, RunConfig
 from eat_dist.errors import ClusterError
 
 TIMED_OUT = ControllerError(WorkerGroupStartupTimeoutError(num_workers=2))
 FAILED = ControllerError(WorkerGroupStartupFailedError("a worker died while it was imported"))
 DIED = WorkerGroupError("", {1: RuntimeError("the node\nis gone")})
+
+
+def run_of(members: int, cluster: ClusterConfig) -> RunConfig:
+    return RunConfig(ensemble=EnsembleConfig(members=members), cluster=cluster)
 
 
 class Controller:
@@ -34,7 +38,7 @@ class Controller:
         monkeypatch.setattr(waiting, "nodes", lambda: self.living)
         placement = Placement(1.0, 0.0, 1, "gloo")
         self.start = PatientStart(
-            self.said.append, members=2, placement=placement, config=config, clock=lambda: self.now
+            self.said.append, placement=placement, config=run_of(2, config), clock=lambda: self.now
         )
         self.state: object = None
 
@@ -100,7 +104,7 @@ def test_members_that_die_whenever_they_are_started_end_the_run(monkeypatch: pyt
 
 
 def test_what_the_living_nodes_hold_is_placed_there() -> None:
-    placement = place_or_wait([Node(4, 0)], members=2, config=ClusterConfig(), launched=True)
+    placement = place_or_wait([Node(4, 0)], run_of(2, ClusterConfig()), launched=True)
 
     assert placement.cpus == 2.0
 
@@ -118,7 +122,7 @@ def test_what_the_living_nodes_hold_is_placed_there() -> None:
 def test_what_they_do_not_hold_is_waited_for_where_nodes_may_come(
     living: list[Node], config: ClusterConfig, launched: bool, resources: dict[str, float]
 ) -> None:
-    placement = place_or_wait(living, members=3, config=config, launched=launched)
+    placement = place_or_wait(living, run_of(3, config), launched=launched)
 
     assert placement.resources == resources
 
@@ -135,4 +139,4 @@ def test_it_is_refused_where_none_come_or_what_they_are_cannot_be_told(
     config: ClusterConfig, launched: bool, message: str
 ) -> None:
     with pytest.raises(ClusterError, match=message):
-        place_or_wait([Node(0, 0)], members=3, config=config, launched=launched)
+        place_or_wait([Node(0, 0)], run_of(3, config), launched=launched)

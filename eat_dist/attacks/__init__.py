@@ -4,7 +4,7 @@ from eat_dist.attacks import apgd, cw, fgsm, jsma, mi_fgsm, pgd, random_noise, s
 from eat_dist.attacks.ball import Ball
 from eat_dist.attacks.bpda import Bpda
 from eat_dist.attacks.iterative import Best, Step, Steps, ascend, steepest_ascent
-from eat_dist.attacks.randomness import Generators, seeded
+from eat_dist.attacks.randomness import Generators, Interleaved, seeded
 from eat_dist.attacks.surface import MemberSum, Objective, Reading, Surface, WhiteBox, frozen
 from eat_dist.attacks.table import ATTACKS, Attack, GradientAttack, check_norm, training_attack
 from eat_dist.attacks.transfer import Transfer
@@ -17,6 +17,7 @@ __all__ = [
     "Bpda",
     "Generators",
     "GradientAttack",
+    "Interleaved",
     "MemberSum",
     "Objective",
     "Reading",

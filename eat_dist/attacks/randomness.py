@@ -4,12 +4,29 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 
 import torch
 
 from eat_dist.seeding import derive_seed
 
-Generators = torch.Generator | Sequence[torch.Generator]
+
+@dataclass(frozen=True)
+class Interleaved:
+    """The numbers of a part of a batch: those that a draw for the whole batch would give its images.
+
+    Attributes:
+        generator: Of the whole batch.
+        index: The part's first image in the whole batch.
+        step: The part holds every ``step``-th image from there on, and the whole batch ``step`` times as many.
+    """
+
+    generator: torch.Generator
+    index: int
+    step: int
+
+
+Generators = torch.Generator | Interleaved | Sequence[torch.Generator]
 """One generator on the images' device, quick, as training has it; or one on the CPU for each image of the batch.
 
 With one an image, what is drawn for an image does not depend on the images beside it or on the device: that is what
@@ -41,6 +58,8 @@ def seeded(generators: Generators, device: torch.device | str) -> Iterator[None]
         generators: Those the attack gets. Only their seeds are read; what they draw stays the same.
         device: Where the model computes; the CPU's generator is seeded in any case.
     """
+    if isinstance(generators, Interleaved):
+        generators = generators.generator
     given = [generators] if isinstance(generators, torch.Generator) else generators
     seed = derive_seed("drawn by the model", *(generator.initial_seed() for generator in given))
     device = torch.device(device)
@@ -57,6 +76,14 @@ def _draw(draw: object, like: torch.Tensor, generators: Generators) -> torch.Ten
     if isinstance(generators, torch.Generator):
         drawn: torch.Tensor = draw(like.shape, generator=generators, device=like.device, dtype=like.dtype)
         return drawn
+    if isinstance(generators, Interleaved):
+        whole: torch.Tensor = draw(
+            (len(like) * generators.step, *like.shape[1:]),
+            generator=generators.generator,
+            device=like.device,
+            dtype=like.dtype,
+        )
+        return whole[generators.index :: generators.step]
     assert len(generators) == len(like), f"{len(generators)} generators for {len(like)} images"
     rows = [draw(like.shape[1:], generator=generator, dtype=like.dtype) for generator in generators]
     return torch.stack(rows).to(like.device) if rows else torch.empty_like(like)

@@ -52,58 +52,64 @@ class _Slot:
 class CoordinatorState:
     """The actor's body (an ordinary class, so that it can be read and tested as one).
 
+    Every replica of a member calls, and waits for all others; what it hands in is the same in all of them, but for the
+    times, and the first replica's is taken. Callers are numbered by member · replicas + replica.
+
     Args:
         policy: Members, rule and momentum.
         timeout: Seconds until a missing member is an error.
+        replicas: Processes that train one member, R.
     """
 
-    def __init__(self, policy: Policy, timeout: float) -> None:
+    def __init__(self, policy: Policy, timeout: float, replicas: int = 1) -> None:
         self.policy = policy
         self.timeout = timeout
+        self.replicas = replicas
+        self.callers = policy.members * replicas
         self.generation = 0
         self.ensemble: EnsembleStatistics | None = None
         self.progress: deque[EnsembleStatistics] = deque(maxlen=_KEPT_ITERATIONS)
         self.results: dict[int, Any] = {}
         self.failure: EatError | None = None
-        self.lateness = Lateness(policy.members)
+        self.lateness = Lateness(policy.members, replicas)
         self.notices: list[str] = []
         self._slots: dict[tuple[str, int], _Slot] = {}
         self._look: asyncio.Task[None] | None = None
 
-    async def join(self, generation: int, rank: int, place: str) -> None:
-        """A member has started, on the node and in the process that ``place`` names."""
+    async def join(self, generation: int, caller: int, place: str) -> None:
+        """A caller has started, on the node and in the process that ``place`` names."""
         self._enter(generation)
-        self.lateness.joined(rank, place)
+        self.lateness.joined(caller, place)
         self._look = self._look or asyncio.create_task(self._look_for_late_members())
 
-    async def stands(self, generation: int, rank: int, position: int, waits: bool) -> None:
-        """Where a member stands that has not moved for a while (:mod:`eat_dist.cluster.lateness`)."""
+    async def stands(self, generation: int, caller: int, position: int, waits: bool) -> None:
+        """Where a caller stands that has not moved for a while (:mod:`eat_dist.cluster.lateness`)."""
         if generation == self.generation:
-            self.lateness.stands(rank, position, waits=waits)
+            self.lateness.stands(caller, position, waits=waits)
 
     async def notice(self, text: str) -> None:
         """Leave a line for the user; it is in the actor's log, too."""
         _logger.warning("%s", text)
         self.notices.append(text)
 
-    async def gather(self, generation: int, topic: str, number: int, rank: int, value: Any) -> Any:
-        """Everybody's values by rank, once all are there.
+    async def gather(self, generation: int, topic: str, number: int, caller: int, value: Any) -> Any:
+        """Every member's value by rank, once all are there.
 
         Raises:
             MemberLateError: Some did not come in time; they are named.
             RunAbortedError: A member stopped the run meanwhile.
             StaleGenerationError: The caller has been replaced.
         """
-        return await self._gather(generation, (topic, number), rank, value, list)
+        return await self._gather(generation, (topic, number), caller, value, list)
 
     async def merge(
-        self, generation: int, rank: int, statistics: MemberStatistics, previous: EnsembleStatistics | None
+        self, generation: int, caller: int, statistics: MemberStatistics, previous: EnsembleStatistics | None
     ) -> Answer:
         """Merge all members' statistics of an iteration.
 
         Args:
             generation: Of the caller.
-            rank: Of the caller.
+            caller: Its number.
             statistics: Its measurements.
             previous: In the first call of a generation what its checkpoint holds, else None.
 
@@ -120,12 +126,12 @@ class CoordinatorState:
             self.progress.append(self.ensemble)
             answer = Answer.of(before, self.ensemble)
             brief = answer.to(1)
-            return [answer] + [brief] * (self.policy.members - 1)
+            return [answer] + [brief] * (self.callers - 1)
 
         answers: list[Answer] = await self._gather(
-            generation, (_STATISTICS, statistics.iteration), rank, statistics, combine
+            generation, (_STATISTICS, statistics.iteration), caller, statistics, combine
         )
-        return answers[rank]
+        return answers[caller]
 
     async def since(self, iteration: int) -> list[EnsembleStatistics]:
         """The merged statistics of the iterations after ``iteration``; those before it are dropped."""
@@ -158,23 +164,23 @@ class CoordinatorState:
 
         return os.getpid()
 
-    async def _gather(self, generation: int, key: tuple[str, int], rank: int, value: Any, combine: Any) -> Any:
+    async def _gather(self, generation: int, key: tuple[str, int], caller: int, value: Any, combine: Any) -> Any:
         self._enter(generation)
         slot = self._slots.setdefault(key, _Slot())
-        slot.values[rank] = value
-        if len(slot.values) == self.policy.members:
-            slot.result = combine([slot.values[rank] for rank in range(self.policy.members)])
+        slot.values[caller] = value
+        if len(slot.values) == self.callers:
+            slot.result = combine([slot.values[first] for first in range(0, self.callers, self.replicas)])
             self.lateness.gathered(iteration=key[0] == _STATISTICS)
             slot.complete.set()
         try:
             await asyncio.wait_for(slot.complete.wait(), self.timeout)
         except TimeoutError:
-            missing = set(range(self.policy.members)) - set(slot.values)
+            missing = set(range(self.callers)) - set(slot.values)
             late = missing & set(self.lateness.late()) or missing  # whoever waits for a late member is not to blame
-            raise MemberLateError(late_message(key, late, self.timeout)) from None
+            raise MemberLateError(late_message(key, late, self.timeout, replicas=self.replicas)) from None
         self._enter(generation)
         slot.reads += 1
-        if slot.reads == self.policy.members:
+        if slot.reads == self.callers:
             self._slots.pop(key, None)
         return slot.result
 
@@ -198,7 +204,7 @@ class CoordinatorState:
             raise StaleGenerationError(f"generation {generation} was replaced by {self.generation}")
 
 
-def start_coordinator(name: str, policy: Policy, *, timeout: float) -> Any:
+def start_coordinator(name: str, policy: Policy, *, timeout: float, replicas: int = 1) -> Any:
     """Start the actor, on the caller's node: if that is lost, so is the run; another may be a spot instance.
 
     ``max_restarts=-1`` brings it back after its process died, empty; ``max_task_retries=0`` lets the calls that were
@@ -209,8 +215,9 @@ def start_coordinator(name: str, policy: Policy, *, timeout: float) -> Any:
         name: Unique to the run, so that two runs on one cluster never share a coordinator.
         policy: Members, rule and momentum.
         timeout: Seconds until a missing member is an error.
+        replicas: Processes that train one member.
     """
     actor = ray.remote(num_cpus=0, max_restarts=-1, max_task_retries=0, max_concurrency=1000)(CoordinatorState)
     # Beside the driver, which no spot instance holds, and not within what a trial of a sweep has reserved for itself.
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=True)
-    return actor.options(name=name, scheduling_strategy=here).remote(policy, timeout)
+    return actor.options(name=name, scheduling_strategy=here).remote(policy, timeout, replicas)

@@ -7,6 +7,7 @@ GPUs, gloo between CPUs); statistics and agreements go through the coordinator.
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from typing import Any
 
@@ -32,21 +33,33 @@ class RayExchange:
     Args:
         coordinator: The actor's handle.
         rank: The member.
-        size: M.
+        grid: The worker, by its rank in the process group, of each member's replicas; [M][R].
+        replica: Which of the member's replicas this is; it trades with the same replica of the peers.
         generation: Grows with every restart of the members; equal in all of them.
         timeout: Seconds until a late member is an error.
     """
 
-    def __init__(self, coordinator: Any, *, rank: int, size: int, generation: int, timeout: float) -> None:
+    def __init__(
+        self,
+        coordinator: Any,
+        *,
+        rank: int,
+        replica: int,
+        grid: Sequence[Sequence[int]],
+        generation: int,
+        timeout: float,
+    ) -> None:
         self.coordinator = coordinator
         self.rank = rank
-        self.size = size
+        self.size = len(grid)
+        self._workers = [replicas[replica] for replicas in grid]
+        self._caller = caller = rank * len(grid[0]) + replica
         self.generation = generation
         self.timeout = timeout + _GRACE_S
         self._counts: dict[str, int] = {}
         self._has_submitted = False
-        coordinator.join.remote(generation, rank, f"node {ray.util.get_node_ip_address()} (process {os.getpid()})")
-        self._reporter = Reporter(lambda position, waits: coordinator.stands.remote(generation, rank, position, waits))
+        coordinator.join.remote(generation, caller, f"node {ray.util.get_node_ip_address()} (process {os.getpid()})")
+        self._reporter = Reporter(lambda at, waits: coordinator.stands.remote(generation, caller, at, waits))
 
     def close(self) -> None:
         """No more calls will come."""
@@ -62,9 +75,9 @@ class RayExchange:
         for sender in plan.sources[self.rank]:
             buffers = {name: torch.empty_like(tensor) for name, tensor in outgoing.items()}
             incoming.append((sender, buffers))
-            operations += [dist.P2POp(dist.irecv, buffer, sender) for buffer in buffers.values()]
+            operations += [dist.P2POp(dist.irecv, buffer, self._workers[sender]) for buffer in buffers.values()]
         for target in plan.targets(self.rank):
-            operations += [dist.P2POp(dist.isend, tensor, target) for tensor in outgoing.values()]
+            operations += [dist.P2POp(dist.isend, tensor, self._workers[target]) for tensor in outgoing.values()]
         works = dist.batch_isend_irecv(operations) if operations else []
         devices = {name: tensor.device for name, tensor in tensors.items()}
         return _Arriving(works, incoming, outgoing, devices, self._reporter)
@@ -74,7 +87,7 @@ class RayExchange:
         self._reporter.step()
         start_from = None if self._has_submitted else previous
         self._has_submitted = True
-        reference = self.coordinator.merge.remote(self.generation, self.rank, statistics, start_from)
+        reference = self.coordinator.merge.remote(self.generation, self._caller, statistics, start_from)
         return _Merged(_Answer(reference, self.timeout, self._reporter), previous)
 
     def agree(self, topic: str, value: Any) -> list[Any]:
@@ -82,7 +95,7 @@ class RayExchange:
         self._reporter.step()
         number = self._counts.get(topic, 0)
         self._counts[topic] = number + 1
-        reference = self.coordinator.gather.remote(self.generation, topic, number, self.rank, value)
+        reference = self.coordinator.gather.remote(self.generation, topic, number, self._caller, value)
         everybody: list[Any] = _Answer(reference, self.timeout, self._reporter).wait()
         return everybody
 

@@ -80,11 +80,13 @@ class Lateness:
 
     Args:
         members: M.
+        replicas: Callers of each member, R; numbered by member · R + replica.
         clock: Seconds.
     """
 
-    def __init__(self, members: int, *, clock: Callable[[], float] = time.monotonic) -> None:
-        self.members = members
+    def __init__(self, members: int, replicas: int = 1, *, clock: Callable[[], float] = time.monotonic) -> None:
+        self.callers = members * replicas
+        self._replicas = replicas
         self._clock = clock
         self._intervals: deque[float] = deque(maxlen=50)
         self.restart()
@@ -97,13 +99,13 @@ class Lateness:
         self._said: float | None = None
         self._merged: float | None = None
 
-    def joined(self, rank: int, place: str) -> None:
-        """A member has started; ``place`` names its node and process."""
-        self._places[rank] = place
+    def joined(self, caller: int, place: str) -> None:
+        """A caller has started; ``place`` names its node and process."""
+        self._places[caller] = place
 
-    def stands(self, rank: int, position: int, *, waits: bool) -> None:
-        """A member's report."""
-        self._standings[rank] = _Standing(position, waits, self._clock())
+    def stands(self, caller: int, position: int, *, waits: bool) -> None:
+        """A caller's report."""
+        self._standings[caller] = _Standing(position, waits, self._clock())
 
     def gathered(self, *, iteration: bool) -> None:
         """Everybody has handed something in; ``iteration``: an iteration's statistics."""
@@ -115,22 +117,22 @@ class Lateness:
         self._since, self._said = now, None
 
     def late(self) -> list[int]:
-        """Who keeps the others waiting; empty while nobody waits unusually long."""
+        """The callers who keep the others waiting; empty while nobody waits unusually long."""
         now = self._clock()
         usual = statistics.median(self._intervals) if self._intervals else None
         long = _LONG_AT_START_S if usual is None else max(_LONG_S, _LONG_FACTOR * usual)
         if now - self._since < long or not self._places:
             return []
-        fresh = {rank: s for rank, s in self._standings.items() if now - s.time < _SILENT_AFTER_S}
+        fresh = {caller: s for caller, s in self._standings.items() if now - s.time < _SILENT_AFTER_S}
         if not any(standing.waits for standing in fresh.values()):
             return []
-        silent = [rank for rank in range(self.members) if rank not in fresh]
+        silent = [caller for caller in range(self.callers) if caller not in fresh]
         if silent:
             return silent
         last = min(standing.position for standing in fresh.values())
-        behind = [rank for rank in sorted(fresh) if fresh[rank].position == last]
+        behind = [caller for caller in sorted(fresh) if fresh[caller].position == last]
         # Those of them that wait themselves are innocent, unless all do: then batches are lost between members.
-        return [rank for rank in behind if not fresh[rank].waits] or behind
+        return [caller for caller in behind if not fresh[caller].waits] or behind
 
     def message(self, iteration: int) -> str | None:
         """A line about it, once a minute; None when there is nothing (new) to say."""
@@ -140,11 +142,13 @@ class Lateness:
             return None
         self._said = now
         waited = f"for {now - self._since:.0f} s (iteration {iteration})"
-        if len(late) == self.members:
+        if len(late) == self.callers:
             return f"all members wait for each other's batches {waited}: is the network between them up?"
-        who = ", ".join(self._name(rank) for rank in late)
+        who = ", ".join(self._name(caller) for caller in late)
         return f"{who} {'keeps' if len(late) == 1 else 'keep'} the others waiting {waited}"
 
-    def _name(self, rank: int) -> str:
-        place = self._places.get(rank)
-        return f"member {rank} on {place}" if place else f"member {rank}, which has not started,"
+    def _name(self, caller: int) -> str:
+        member, replica = divmod(caller, self._replicas)
+        who = f"member {member}" + (f" (replica {replica})" if self._replicas > 1 else "")
+        place = self._places.get(caller)
+        return f"{who} on {place}" if place else f"{who}, which has not started,"

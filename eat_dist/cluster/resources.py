@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from eat_dist.config import ClusterConfig
+from eat_dist.config import ClusterConfig, RunConfig
 from eat_dist.errors import ClusterError
 
 # A share below this is a mistake: the members would take turns on one core.
 _SMALLEST_SHARE = 0.1
+# Ray counts resources in whole ten-thousandths.
+_UNITS = 10_000
 
 
 @dataclass(frozen=True)
@@ -38,10 +41,37 @@ class Placement:
     backend: str
 
     @property
+    def workers_a_gpu(self) -> int:
+        """How many of them a GPU can hold; 0 on CPUs."""
+        return max(1, _times(1.0, self.gpus)) if self.gpus else 0
+
+    @property
     def resources(self) -> dict[str, float]:
         """In Ray's words."""
         named = {"CPU": self.cpus, "GPU": self.gpus}
         return {name: amount for name, amount in named.items() if amount > 0}
+
+
+def place_members(nodes: Sequence[Node], config: RunConfig) -> Placement:
+    """What each worker of a training run gets: one a member, or with replicas R a member.
+
+    Raises:
+        ClusterError: The cluster cannot hold all of them at once; with the arithmetic and what to change.
+    """
+    count, what, fewer = workers_of(config)
+    return place(nodes, members=count, config=config.cluster, what=what, fewer=fewer)
+
+
+def workers_of(config: RunConfig) -> tuple[int, str, str]:
+    """How many workers a training run has, what they are called, and the settings that say how many there are."""
+    members, replicas = config.ensemble.members, config.cluster.replicas_per_member
+    if replicas == 1:
+        return members, "members", "ensemble.members"
+    return (
+        members * replicas,
+        f"replicas ({members} members of {replicas})",
+        "ensemble.members, cluster.replicas_per_member",
+    )
 
 
 def place(
@@ -67,7 +97,8 @@ def place(
     gpus = sum(node.gpus for node in nodes)
     if config.device == "cuda" or (config.device == "auto" and gpus > 0):
         return _on_gpus(nodes, members=members, config=config, what=what, fewer=fewer)
-    share = config.cpus_per_member or _equal_share([node.cpus for node in nodes], members)
+    cpus_of_nodes = [node.cpus for node in nodes]
+    share = config.cpus_per_member or _equal_share(cpus_of_nodes, members=members, what=what, fewer=fewer)
     _require(nodes, members=members, cpus=share, gpus=0.0, what=what, fewer=fewer)
     if share < _SMALLEST_SHARE:
         raise ClusterError(
@@ -85,12 +116,13 @@ def _on_gpus(nodes: Sequence[Node], *, members: int, config: ClusterConfig, what
     return Placement(cpus, config.gpus_per_member, config.threads_per_member or max(1, int(cpus)), backend)
 
 
-def shortage(nodes: Sequence[Node], *, members: int, placement: Placement) -> str:
+def shortage(nodes: Sequence[Node], config: RunConfig, *, placement: Placement) -> str:
     """What is missing for all members to start, with the arithmetic, as the beginning of a sentence."""
+    count, what, _ = workers_of(config)
     room = _room(nodes, cpus=placement.cpus, gpus=placement.gpus)
-    rest = ", but other work holds some of it" if room >= members else ""
+    rest = ", but other work holds some of it" if room >= count else ""
     each = _each(placement.cpus, placement.gpus)
-    return f"{members} members need {each} each; the cluster has {_there(nodes)}, room for {room}{rest}"
+    return f"{count} {what} need {each} each; the cluster has {_there(nodes)}, room for {room}{rest}"
 
 
 def _require(nodes: Sequence[Node], *, members: int, cpus: float, gpus: float, what: str, fewer: str) -> None:
@@ -117,21 +149,22 @@ def _there(nodes: Sequence[Node]) -> str:
 
 
 def _fit(node: Node, *, cpus: float, gpus: float) -> int:
-    """How many members one node holds. A member never spans two nodes, and a share of a GPU never two GPUs."""
-    limits = [math.floor(node.cpus / cpus + 1e-9)] if cpus > 0 else []
-    if 0 < gpus < 1:
-        limits.append(math.floor(node.gpus + 1e-9) * math.floor(1 / gpus + 1e-9))
-    elif gpus > 0:
-        limits.append(math.floor(node.gpus / gpus + 1e-9))
-    return min(limits, default=0)
+    """How many workers one node holds. None spans two nodes, and a share of a GPU is never put together from two."""
+    of_gpus = int(node.gpus) * _times(1.0, gpus) if 0 < gpus < 1 else _times(node.gpus, gpus)
+    room = min(of_gpus, _times(node.cpus, cpus))
+    return 0 if room == sys.maxsize else room
 
 
-def _equal_share(cpus: Sequence[float], members: int) -> float:
+def _times(there: float, needed: float) -> int:
+    """How often ``needed`` goes into what is there, as Ray counts; without limit where nothing is needed."""
+    units = math.floor(needed * _UNITS + 0.5)
+    return math.floor(there * _UNITS + 0.5) // units if units else sys.maxsize
+
+
+def _equal_share(cpus: Sequence[float], *, members: int, what: str, fewer: str) -> float:
     """The largest share, rounded down to 1/100, of which the nodes hold ``members``."""
     candidates = {math.floor(100 * node / k) / 100 for node in cpus for k in range(1, members + 1)} - {0.0}
-    fitting = [c for c in candidates if sum(math.floor(node / c + 1e-9) for node in cpus) >= members]
+    fitting = [c for c in candidates if sum(_times(node, c) for node in cpus) >= members]
     if not fitting:
-        raise ClusterError(
-            f"{members} members on {sum(cpus):g} CPUs would get less than 0.01 each; lower ensemble.members"
-        )
+        raise ClusterError(f"{members} {what} on {sum(cpus):g} CPUs would get less than 0.01 each; lower {fewer}")
     return max(fitting)

@@ -1,8 +1,9 @@
-"""Training on Ray: one worker a member, restarted together from the newest checkpoint when one of them dies."""
+"""Training on Ray: one worker a member, or one a replica of a member; all restarted together when one of them dies."""
 
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import math
 import os
 import signal
@@ -21,6 +22,7 @@ from ray.train.torch import TorchConfig, TorchTrainer, get_device
 
 from eat_dist.cluster.coordinator import RunAbortedError, start_coordinator
 from eat_dist.cluster.exchange import RayExchange
+from eat_dist.cluster.grid import take_place
 from eat_dist.cluster.resources import Placement
 from eat_dist.cluster.session import connect, is_launched, nodes
 from eat_dist.cluster.waiting import PatientStart, cause, one_line, place_or_wait, train_settings
@@ -66,11 +68,10 @@ def train_on_ray(
     placement = plan_placement(config)
     name = f"eat-dist-{config.name}-{uuid.uuid4().hex[:8]}"
     policy = Policy.of(config, num_classes)
-    coordinator = start_coordinator(name, policy, timeout=config.cluster.gather_timeout)
-    scaling = _scaling(placement, config.ensemble.members)
-    start = PatientStart(
-        _notices_of(coordinator), members=scaling.num_workers, placement=placement, config=config.cluster
+    coordinator = start_coordinator(
+        name, policy, timeout=config.cluster.gather_timeout, replicas=config.cluster.replicas_per_member
     )
+    start = PatientStart(_notices_of(coordinator), placement=placement, config=config)
     trainer = TorchTrainer(
         _train_member,
         train_loop_config={
@@ -78,12 +79,12 @@ def train_on_ray(
             "run_folder": str(run_folder),
             "coordinator": name,
             "threads": placement.threads,
-            "members_a_gpu": max(1, round(1 / placement.gpus)) if placement.gpus else 0,
+            "workers_a_gpu": placement.workers_a_gpu,
             "mlflow_run_id": mlflow_run_id,
             "until_epoch": until_epoch,
         },
         torch_config=TorchConfig(backend=placement.backend, timeout_s=math.ceil(config.cluster.gather_timeout)),
-        scaling_config=scaling,
+        scaling_config=_scaling(placement, config),
         run_config=ray.train.RunConfig(
             name=name,
             storage_path=run_folder.child("ray").path,
@@ -123,7 +124,7 @@ def plan_placement(config: RunConfig) -> Placement:
         ClusterError: It does not answer, or cannot hold all members and is not to be waited for.
     """
     connect(config.cluster)
-    return place_or_wait(nodes(), members=config.ensemble.members, config=config.cluster, launched=is_launched())
+    return place_or_wait(nodes(), config, launched=is_launched())
 
 
 def _train_member(loop: dict[str, Any]) -> None:
@@ -132,10 +133,17 @@ def _train_member(loop: dict[str, Any]) -> None:
     torch.set_num_threads(loop["threads"])
     context = ray.train.get_context()
     coordinator = ray.get_actor(loop["coordinator"])
+    place = take_place(
+        context.get_world_rank(),
+        context.get_world_size(),
+        replicas=config.cluster.replicas_per_member,
+        timeout_s=math.ceil(config.cluster.gather_timeout),
+    )
     exchange = RayExchange(
         coordinator,
-        rank=context.get_world_rank(),
-        size=context.get_world_size(),
+        rank=place.member,
+        replica=place.replica,
+        grid=place.grid,
         generation=broadcast_from_rank_zero(time.time_ns()),
         timeout=config.cluster.gather_timeout,
     )
@@ -152,10 +160,13 @@ def _train_member(loop: dict[str, Any]) -> None:
             device=get_device() if on_gpu else torch.device("cpu"),
             # A GPU's worker reserves no CPUs, but the node's are there for decoding.
             cpus=max(1, (os.cpu_count() or 1) // here) if on_gpu else loop["threads"],
-            members_here=loop["members_a_gpu"] if on_gpu else here,
+            members_here=loop["workers_a_gpu"] if on_gpu else here,
             mlflow_run_id=loop["mlflow_run_id"],
+            replicas=place.replicas,
         ).run(loop["until_epoch"])
-        ray.get(coordinator.finish.remote(exchange.rank, result))
+        if place.replica == 0:
+            result = dataclasses.replace(result, nodes=place.nodes)
+            ray.get(coordinator.finish.remote(place.member, result))
     except RunAbortedError:
         return  # the driver asks the coordinator why
     except (MemberLateError, ClusterError):
@@ -178,9 +189,12 @@ def _notices_of(coordinator: Any) -> Callable[[str], None]:
     return notice
 
 
-def _scaling(placement: Placement, members: int) -> ray.train.ScalingConfig:
+def _scaling(placement: Placement, config: RunConfig) -> ray.train.ScalingConfig:
     return ray.train.ScalingConfig(
-        num_workers=members, use_gpu=placement.gpus > 0, resources_per_worker=placement.resources
+        num_workers=config.ensemble.members * config.cluster.replicas_per_member,
+        use_gpu=placement.gpus > 0,
+        resources_per_worker=placement.resources,
+        placement_strategy=config.cluster.placement.upper(),
     )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -19,9 +20,9 @@ from ray.train.v2._internal.execution.controller.state import (
     TrainControllerState,
 )
 
-from eat_dist.cluster.resources import Node, Placement, place, shortage
+from eat_dist.cluster.resources import Node, Placement, place_members, shortage, workers_of
 from eat_dist.cluster.session import nodes
-from eat_dist.config import ClusterConfig
+from eat_dist.config import ClusterConfig, RunConfig
 from eat_dist.errors import ClusterError
 
 # How long members wait where cluster.wait_for_nodes is not set: spot instances come back within minutes, or not soon.
@@ -31,32 +32,33 @@ _ATTEMPT_S = 10.0
 _SAY_EVERY_S = 60.0
 
 
-def place_or_wait(living: Sequence[Node], *, members: int, config: ClusterConfig, launched: bool) -> Placement:
-    """What each member gets: of the living nodes, or of those that are to come.
+def place_or_wait(living: Sequence[Node], config: RunConfig, *, launched: bool) -> Placement:
+    """What each worker of a training run gets: of the living nodes, or of those that are to come.
 
     Args:
         living: Nodes.
-        members: How many there are.
-        config: What each gets.
+        config: The run.
         launched: Whether a launcher may add nodes by itself.
 
     Raises:
         ClusterError: The living nodes cannot hold all members, and no others are to be waited for: nobody launches
             them, and ``wait_for_nodes`` is not set (or 0). Or what is to come cannot be told.
     """
+    cluster = config.cluster
     try:
-        return place(living, members=members, config=config)
+        return place_members(living, config)
     except ClusterError:
-        if not (launched if config.wait_for_nodes is None else config.wait_for_nodes):
+        if not (launched if cluster.wait_for_nodes is None else cluster.wait_for_nodes):
             raise
+    count, what, _ = workers_of(config)
     has_gpus = any(node.gpus for node in living)
-    if config.device == "auto" and not has_gpus:
+    if cluster.device == "auto" and not has_gpus:
         raise ClusterError(
-            f"the {len(living)} living node(s) cannot hold {members} members, and which nodes are to come is not "
+            f"the {len(living)} living node(s) cannot hold {count} {what}, and which nodes are to come is not "
             "known; set cluster.device to cuda or cpu, then the members wait for them"
         )
-    gpus = 0.0 if config.device == "cpu" or not (has_gpus or config.device == "cuda") else config.gpus_per_member
-    return place([Node(config.cpus_per_member or 1.0, gpus)] * members, members=members, config=config)
+    gpus = 0.0 if cluster.device == "cpu" or not (has_gpus or cluster.device == "cuda") else cluster.gpus_per_member
+    return place_members([Node(cluster.cpus_per_member or 1.0, math.ceil(gpus))] * count, config)
 
 
 class PatientStart(ControllerCallback):  # type: ignore[misc]  # Ray is not typed
@@ -66,9 +68,8 @@ class PatientStart(ControllerCallback):  # type: ignore[misc]  # Ray is not type
 
     Args:
         notice: Takes a line for the user.
-        members: How many there are.
-        placement: What each asks for.
-        config: How long and how often.
+        placement: What each worker asks for.
+        config: How many there are, how long they wait and how often they are started.
         clock: Seconds.
     """
 
@@ -76,16 +77,15 @@ class PatientStart(ControllerCallback):  # type: ignore[misc]  # Ray is not type
         self,
         notice: Callable[[str], Any],
         *,
-        members: int,
         placement: Placement,
-        config: ClusterConfig,
+        config: RunConfig,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.notice = notice
-        self.members = members
+        self.config = config
         self.placement = placement
-        self.seconds = _WAIT_S if config.wait_for_nodes is None else config.wait_for_nodes
-        self.max_restarts = config.max_restarts
+        self.seconds = _WAIT_S if config.cluster.wait_for_nodes is None else config.cluster.wait_for_nodes
+        self.max_restarts = config.cluster.max_restarts
         self._clock = clock
         self._since: float | None = None
         self._said: float | None = None
@@ -124,7 +124,7 @@ class PatientStart(ControllerCallback):  # type: ignore[misc]  # Ray is not type
         now = self._clock()
         assert self._since is not None, "a start that timed out has begun"
         waited = now - self._since
-        missing = shortage(nodes(), members=self.members, placement=self.placement)
+        missing = shortage(nodes(), self.config, placement=self.placement)
         if waited >= self.seconds:
             raise ClusterError(
                 f"{missing}; that did not change in {waited:.0f} s (cluster.wait_for_nodes is {self.seconds:g}). Add "

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
@@ -14,6 +15,7 @@ def disagreements(config: RunConfig) -> Iterable[str]:
     yield from _of_defense(config)
     yield from _of_split(config)
     yield from _of_training(config)
+    yield from _of_replicas(config)
 
 
 def _of_defense(config: RunConfig) -> Iterable[str]:
@@ -67,4 +69,30 @@ def _of_training(config: RunConfig) -> Iterable[str]:
         yield (
             "train.micro_batch_size is exact only where BatchNorm keeps its statistics (else they would be those of "
             "the part, not of the batch): set model.freeze_batch_norm to true, or leave it out"
+        )
+
+
+def _of_replicas(config: RunConfig) -> Iterable[str]:
+    replicas, data = config.cluster.replicas_per_member, config.data
+    if replicas == 1:
+        return
+    if config.cluster.backend == "local":
+        yield (
+            f"cluster.replicas_per_member are processes of their own: with cluster.backend local it must be 1; got "
+            f"{replicas}"
+        )
+    if data.batch_size % replicas:
+        step = math.lcm(replicas, data.images_per_class) if data.sampler == "class_balanced" else replicas
+        higher = math.ceil(data.batch_size / step) * step
+        yield (
+            f"each of a member's replicas takes an equal part of its batch: data.batch_size must be a multiple of "
+            f"cluster.replicas_per_member = {replicas}; got {data.batch_size}. Use "
+            + (f"{higher - step} or {higher}" if higher > step else f"{higher}")
+        )
+    if config.defense.name == "eat" and config.defense.transfer_rule == "joint" and config.ensemble.members > 1:
+        yield f"the rule 'joint' runs in one process: cluster.replicas_per_member must be 1; got {replicas}"
+    if config.train.compile and not config.model.freeze_batch_norm:
+        yield (
+            "train.compile cannot compile BatchNorm that talks to other replicas: set model.freeze_batch_norm to true, "
+            "train.compile to false, or cluster.replicas_per_member to 1"
         )

@@ -259,11 +259,20 @@ class ClusterConfig(_Section):
     cpus_per_member: Number | None = Field(None, gt=0, description="Default: an equal share of the CPUs; none on GPUs.")
     gpus_per_member: Number = Field(1.0, gt=0, le=8, description="Fractions share a GPU, over gloo then.")
     threads_per_member: int | None = Field(None, ge=1, description="torch threads; default: the member's whole CPUs.")
+    replicas_per_member: int = Field(1, ge=1, description="R: workers that train one member together.")
+    placement: Literal["pack", "spread"] = Field("pack", description="Workers on few nodes, or on many.")
     gather_timeout: Number = Field(300.0, gt=0, description="Seconds until a late member is an error.")
     wait_for_nodes: Number | None = Field(
         None, ge=0, description="Seconds members wait for room; default: 1800, at the start if nodes may be launched."
     )
     max_restarts: int = Field(3, ge=0, description="Times Ray Train restarts the members after a death.")
+
+    @field_validator("gpus_per_member")
+    @classmethod
+    def _whole_gpus_or_a_share(cls, gpus: float) -> float:
+        if gpus > 1 and gpus != int(gpus):
+            raise ValueError(f"above one GPU it must be a whole number (Ray gives no GPU and a half); got {gpus:g}")
+        return gpus
 
 
 class RunConfig(_Section):

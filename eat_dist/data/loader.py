@@ -45,6 +45,7 @@ class BatchPlan:
         sizes: [N, 2] int64, height and width of the training set's images; None: they are not augmented.
         seed: The run's.
         rank: The member's.
+        rows: Of each batch, those whose images are made: all but where several replicas train a member.
     """
 
     sampler: Sampler
@@ -52,6 +53,7 @@ class BatchPlan:
     sizes: torch.Tensor | None
     seed: int
     rank: int
+    rows: slice
 
     def draw(self, iteration: int) -> tuple[torch.Tensor, Crops | None]:
         """[B] int64 indices into the training set and, with augmentation, the crop of each."""
@@ -80,7 +82,8 @@ class Loader:
         Nothing here waits for a GPU.
 
         Returns:
-            Images [B, C, S, S] float32 in [0, 1] and labels on the device, indices into the training set on the CPU.
+            Images [B, C, S, S] float32 in [0, 1] (of the plan's rows alone) and labels on the device, indices into the
+            training set on the CPU.
 
         Raises:
             DataError: An image cannot be decoded, or a worker process died.
@@ -113,6 +116,7 @@ def make_loader(
     device: torch.device,
     members_here: int,
     cpus: int,
+    rows: slice = slice(None),
 ) -> Loader:
     """The configured way to a member's batches.
 
@@ -125,6 +129,7 @@ def make_loader(
         device: Where batches go.
         members_here: Members that share the device's memory: one GPU's, or on CPUs the machine's.
         cpus: CPUs of this member; ``workers`` leaves one of them to training by default.
+        rows: Of each batch, those whose images are wanted.
 
     Raises:
         ConfigError: ``cache`` is ``device``, and the decoded images do not fit.
@@ -133,7 +138,7 @@ def make_loader(
     split = np.ascontiguousarray(split, dtype=np.int64)
     sampler = make_sampler(config, images.labels[torch.from_numpy(split)], seed=derive_seed(seed, "sampler", rank))
     sizes = images.sizes if config.augmentation == "crop_flip" else None
-    plan = BatchPlan(sampler, split, sizes, seed, rank)
+    plan = BatchPlan(sampler, split, sizes, seed, rank, rows)
     decoding = _BatchMaker(plan, Decoding(images), images.image_shape[1])
     if config.cache != "none" and isinstance(images, LabelledImages) and device.type == "cpu":
         return Loader(decoding, images.labels, device, f"{len(images)} images, in memory already")
@@ -160,7 +165,10 @@ def make_loader(
 
 
 class _Source(Protocol):
-    """Where images come from: [B, C, S, S], uint8 on the CPU or device or float32 in [0, 1], and their [B] indices."""
+    """Where images come from: [B, C, S, S], uint8 on the CPU or device or float32 in [0, 1], and the [B] indices.
+
+    The images are those of the plan's rows, the indices the whole batch's.
+    """
 
     def take(self, iteration: int) -> tuple[torch.Tensor, torch.Tensor]: ...
 
@@ -177,11 +185,13 @@ class _BatchMaker:
 
     def take(self, iteration: int) -> tuple[torch.Tensor, torch.Tensor]:
         indices, crops = self._plan.draw(iteration)
+        rows = self._plan.rows
         if crops is None:
-            return self._pixels.centred(indices), indices
+            return self._pixels.centred(indices[rows]), indices
+        crops, wanted = crops[rows], indices[rows].tolist()
         # Each image once, in the order on disk: neighbours are read together.
-        different = {index: self._pixels.stored(index) for index in sorted(set(indices.tolist()))}
-        stored = [different[index] for index in indices.tolist()]
+        different = {index: self._pixels.stored(index) for index in sorted(set(wanted))}
+        stored = [different[index] for index in wanted]
         if stored[0].is_cuda:
             return crop_and_flip_batch(stored, crops, self._size), indices
         # Filled, for stack would take on the memory format of decoded images.

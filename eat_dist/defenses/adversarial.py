@@ -45,15 +45,15 @@ def own_loss(
     with_clean = beta < 1
     images = torch.cat([batch.images, adversarial]) if with_clean else adversarial
     embeddings = learner.model(images)
-    attacked = embeddings[-len(adversarial) :]
-    own, own_labels = (embeddings[: len(batch.images)], batch.labels) if with_clean else (attacked, labels)
+    attacked = embeddings[-len(labels) :]
+    own, own_labels = (embeddings[: len(batch.labels)], batch.labels) if with_clean else (attacked, labels)
     learner.loss.observe(own.detach(), own_labels)  # before similarities are asked for, so that they know these classes
     adversarial_loss = learner.loss(attacked, labels)
     similarities = learner.loss.similarities(attacked)
     if not with_clean:
         measured = Measured(adversarial_loss=adversarial_loss, similarities=similarities, labels=labels)
         return OwnLoss(adversarial_loss, measured, passes=1)
-    clean = embeddings[: len(batch.images)]
+    clean = embeddings[: len(batch.labels)]
     clean_loss = learner.loss(clean, batch.labels)
     displacement = (attacked - clean).detach().norm(dim=1).mean() if paired else None
     measured = Measured(clean_loss, adversarial_loss, similarities, labels, displacement)

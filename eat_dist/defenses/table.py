@@ -10,7 +10,7 @@ from typing import Protocol
 import torch
 from torch import nn
 
-from eat_dist.attacks import GradientAttack
+from eat_dist.attacks import Generators, GradientAttack
 from eat_dist.batch import Batch
 from eat_dist.config import DefenseConfig
 from eat_dist.exchange import Exchange, Pending
@@ -34,12 +34,13 @@ class Learner:
 
     Attributes:
         rank: The member's number.
-        model: Images in [0, 1] → embeddings; in training mode outside attacks.
+        model: Images in [0, 1] → embeddings; in training mode outside attacks. With several replicas: this one's images
+            → embeddings of the whole batch (:mod:`eat_dist.replicas`).
         loss: With the member's proxies.
         attack: The configured attack.
         exchange: The way to the other members.
         config: β, γ, λ and the rule.
-        generator: purpose → a generator seeded for this member, iteration and purpose, on the model's device.
+        generator: purpose → random numbers for this member, iteration and purpose, on the model's device.
         last_gradient_norm: Of the previous update.
         last_waits: Where the previous iteration stood still.
         last_time: Seconds the previous iteration took.
@@ -51,7 +52,7 @@ class Learner:
     attack: GradientAttack
     exchange: Exchange
     config: DefenseConfig
-    generator: Callable[[str], torch.Generator]
+    generator: Callable[[str], Generators]
     last_gradient_norm: float | None = None
     last_waits: Waits = field(default_factory=Waits)
     last_time: float = 0.0

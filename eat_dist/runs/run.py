@@ -215,6 +215,11 @@ class _Run:
         seconds = time.perf_counter() - begin
         for line in () if resumed else results[0].passed_over:
             self.console.warn(line)
+        if apart := [str(rank) for rank, result in enumerate(results) if result.nodes > 1]:
+            self.console.warn(
+                f"the replicas of member {', '.join(apart)} were on several nodes and talked over the network many "
+                f"times an iteration; let cluster.replicas_per_member divide the number of workers that a node holds"
+            )
         spec, digest = complete_ensemble(folder, config, self.data)
         if self.last is not None:
             figure = transfer_matrix_figure(self.last.transfer_matrix)

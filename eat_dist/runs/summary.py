@@ -43,6 +43,7 @@ def summary_of_training(
         "waiting_share": [round(share, 4) for share in waited],
         "peak_memory_mib": [round(result.peak_memory / 2**20) for result in results],
         "loading": results[0].loading,
+        "nodes_of_a_member": [result.nodes for result in results],
         "skipped_images": list(skipped),
         "mlflow_run_id": mlflow_run_id,
     }

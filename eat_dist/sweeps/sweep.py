@@ -176,7 +176,7 @@ class _Sweep:
         connect(self.plan.base.cluster)
         return capacity(
             nodes(),
-            members=max(config.ensemble.members for config in tried),
+            members=max(config.ensemble.members * config.cluster.replicas_per_member for config in tried),
             trials=self.plan.trials,
             concurrent=self.plan.concurrent,
             config=self.plan.base.cluster,
