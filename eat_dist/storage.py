@@ -20,7 +20,7 @@ from pyarrow import fs
 from eat_dist.bucket import OPTIONS, open_bucket, reason
 from eat_dist.errors import StorageError
 
-_CHECK_BUCKET = "Check the bucket's name, the credentials and what they permit (docs/storage.md)."
+_CHECK_BUCKET = "Check the bucket's name, endpoint and credentials, and what they permit (docs/storage.md)."
 
 
 class FileStamp(NamedTuple):

@@ -336,7 +336,7 @@ def test_a_missing_permission_is_found_by_the_first_try_in_one_line(
     ):
         with pytest.raises(StorageError, match=f"^cannot write to 's3://guarded/runs/a.*': {why}") as caught:
             open_as(user).create()
-        assert "Check the bucket's name, the credentials and what they permit" in str(caught.value)
+        assert "Check the bucket's name, endpoint and credentials, and what they permit" in str(caught.value)
         assert "\n" not in str(caught.value)
         assert "secret" not in str(caught.value)
     with pytest.raises(StorageError, match=r"^cannot reach 's3://guarded/runs/a.*': ACCESS_DENIED during HeadObject\."):
