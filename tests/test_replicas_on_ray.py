@@ -46,9 +46,7 @@ def test_two_replicas_train_the_weights_of_one_and_either_goes_on_from_the_other
 
 @pytest.mark.ray
 @pytest.mark.slow
-def test_a_killed_replica_restarts_all_and_changes_no_weight_beyond_rounding(
-    tmp_path: Path, ray_session: None
-) -> None:
+def test_a_killed_replica_restarts_all_and_changes_no_weight_beyond_rounding(tmp_path: Path, ray_session: None) -> None:
     """Slow: Ray Train starts four workers, and starts them again. Under relay, and resumed by the replicas."""
     config = small_config("ensemble.members=2", "train.epochs=8", "defense.transfer_rule=relay", "attack.num_steps=6")
     train_locally(config, tmp_path / "one")
@@ -62,7 +60,7 @@ def test_a_killed_replica_restarts_all_and_changes_no_weight_beyond_rounding(
 @pytest.mark.ray
 @pytest.mark.slow
 def test_on_three_nodes_members_are_packed_or_spread_and_their_replicas_sit_together(tmp_path: Path) -> None:
-    """Slow: three nodes and two runs. The nodes have room for 3, 2 and 1 workers; two members of two replicas need 4."""
+    """Slow: three nodes and two runs. The nodes hold 3, 2 and 1 workers; two members of two replicas need 4."""
     program = Path(__file__).with_name("several_nodes.py")
     with tempfile.TemporaryDirectory() as short:  # a socket's path has at most 107 characters
         environment = os.environ | {"HOME": str(tmp_path), "RAY_TMPDIR": short}
