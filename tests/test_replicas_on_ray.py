@@ -60,7 +60,7 @@ def test_a_killed_replica_restarts_all_and_changes_no_weight_beyond_rounding(tmp
 @pytest.mark.ray
 @pytest.mark.slow
 def test_on_three_nodes_members_are_packed_or_spread_and_their_replicas_sit_together(tmp_path: Path) -> None:
-    """Slow: three nodes and two runs. They have room for 3, 2 and 1 workers; two members of two replicas take 4."""
+    """Slow: three nodes and two runs. The nodes hold 3, 2 and 1 workers; two members of two replicas need 4."""
     program = Path(__file__).with_name("several_nodes.py")
     with tempfile.TemporaryDirectory() as short:  # a socket's path has at most 107 characters
         environment = os.environ | {"HOME": str(tmp_path), "RAY_TMPDIR": short}
