@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 FEWEST_TRIALS = 10
 # One more than a multiple: what lies above all of 19 shufflings is there by chance one time in 20.
 SHUFFLES = 19
-_TREES = 32
+_TREES = 16
 
 
 @dataclass(frozen=True)

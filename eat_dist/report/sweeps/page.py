@@ -2,25 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any, Literal
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Literal
 
-import yaml
-
-from eat_dist.report.content import Block, Fold, Listing, Page, Plots, Section, Text, Verdict
-from eat_dist.report.drawing import Drawing, as_figure, as_plot
-from eat_dist.report.sweeps import tables
+from eat_dist.report.content import Page, Verdict
+from eat_dist.report.drawing import as_figure
+from eat_dist.report.sweeps import sections
 from eat_dist.report.sweeps.drawings import drawings
-from eat_dist.report.sweeps.importance import FEWEST_TRIALS, SHUFFLES, Analysis, analyses
-from eat_dist.report.sweeps.looks import keys, legend
+from eat_dist.report.sweeps.importance import analyses
 from eat_dist.report.sweeps.ranking import best, figure, finished, front, gain, score
 from eat_dist.report.sweeps.reading import Sweep, Trial, read_sweep
 from eat_dist.report.sweeps.wording import (
-    axis_label,
     counted,
     counts,
     difference,
-    duration,
     objective_name,
     scored,
     settings_text,
@@ -70,15 +65,15 @@ def make_sweep_page(sweep: Sweep, *, title: str | None = None, on_progress: OnPr
     found = analyses(sweep)
     tell("drawings")
     made = drawings(sweep, found)
-    pair = [_parallel(sweep, made["parallel"]), _front(sweep, made["front"])]
-    sections = [
-        _trials(sweep),
+    pair = [sections.parallel(sweep, made["parallel"]), sections.front(sweep, made["front"])]
+    parts = [
+        sections.trials(sweep),
         # With two objectives the front is what the sweep was made for.
         *(pair if len(sweep.objectives) == 1 else reversed(pair)),
-        _course(sweep, made["course"]),
-        _importance(found, made["importance"]),
-        _slices(sweep, made["slices"]),
-        _origin(sweep),
+        sections.course(sweep, made["course"]),
+        sections.importance(found, made["importance"]),
+        sections.slices(sweep, made["slices"]),
+        sections.origin(sweep),
     ]
     tell("page")
     return Page(
@@ -86,7 +81,7 @@ def make_sweep_page(sweep: Sweep, *, title: str | None = None, on_progress: OnPr
         subtitle=_subtitle(sweep),
         verdicts=[verdict(sweep)],
         warnings=warnings(sweep),
-        sections=sections,
+        sections=parts,
     )
 
 
@@ -140,109 +135,6 @@ def warnings(sweep: Sweep) -> list[str]:
     return found
 
 
-def _trials(sweep: Sweep) -> Section:
-    blocks: list[Block] = [tables.trials(sweep)] if any(trial.results for trial in sweep.trials) else []
-    if (lost := tables.failed(sweep)) is not None:
-        blocks.append(lost)
-    lead = "A trial's score is that after its last epoch, the model it leaves; the best of its epochs would be luck."
-    return Section("trials", "Trials", lead, blocks)
-
-
-def _parallel(sweep: Sweep, made: list[Drawing]) -> Section:
-    lead = (
-        "A line is a trial, from top to bottom through its settings to its score. Where the good lines meet, a setting "
-        "matters; where they spread, it does not."
-    )
-    return Section("parallel", "Parallel coordinates", lead, _plots(sweep, made, "parallel"))
-
-
-def _front(sweep: Sweep, made: list[Drawing]) -> Section:
-    lead = (
-        "What robustness costs on clean images. A trial on the front is beaten by no other in both; below and left of "
-        "the line lies what is beaten. The numbers beside the points are the trials'."
-    )
-    lead = lead.replace("below and left of", "behind") if {o.direction for o in sweep.objectives} != {"max"} else lead
-    blocks: list[Block] = []
-    if made:
-        drawn = made[0]
-        blocks = [Plots("", [as_plot(drawn)], keys(drawn.legend, place="front", line=False), wide=True)]
-    absent = "No finished trial has both figures."
-    return Section("front", "Clean against attacked", lead, blocks or [Text(absent, tone="absent")])
-
-
-def _course(sweep: Sweep, made: list[Drawing]) -> Section:
-    lead = "A dotted line that ends in a cross was stopped there."
-    return Section("course", "Score against epoch", lead, _plots(sweep, made, "course"))
-
-
-def _importance(found: list[Analysis], made: list[Drawing]) -> Section:
-    lead = (
-        "How much of the scores' variance each setting explains alone: functional analysis of variance, over a "
-        f"random forest. The upright mark is the most that it explained with the scores shuffled {SHUFFLES} times; "
-        "a hollow bar that stays below may be chance. At the end pruned trials do not count, since their last score is "
-        "of an earlier epoch, and the finished ones tell of the settings that survived. So all trials are also "
-        "compared early, after the last epoch that every one of them reached."
-    )
-    blocks: list[Block] = []
-    if made:
-        entries = keys(made[0].legend, place="importance", line=False)
-        blocks.append(Plots("", [as_plot(one) for one in made], entries, wide=True))
-        blocks.append(Fold("The numbers", [tables.importances(found)]))
-    for analysis in found:
-        when = "at the end" if analysis.epoch is None else f"after epoch {analysis.epoch}"
-        name = f"{objective_name(analysis.objective)} {when}"
-        blocks += [Text(f"{name}: {sentence}.", tone="absent") for sentence in analysis.left_out]
-    if not made:
-        blocks.append(Text(f"Importances need {FEWEST_TRIALS} trials measured after the same epoch.", tone="absent"))
-    return Section("importance", "Importance of the settings", lead, blocks)
-
-
-def _slices(sweep: Sweep, made: list[Drawing]) -> Section:
-    blocks: list[Block] = []
-    each = len(made) // len(sweep.objectives)
-    for place, objective in enumerate(sweep.objectives if made else ()):
-        heading = axis_label(objective, sweep) if len(sweep.objectives) > 1 else ""
-        plots = [as_plot(one) for one in made[place * each : (place + 1) * each]]
-        blocks.append(Plots(heading, plots, keys(legend(sweep), place=f"slices-{place}", line=False)))
-    lead = "Each point is a trial; one setting at a time, the others as they happened to be."
-    return Section("slices", "Score against each setting", lead, blocks or _no_results())
-
-
-def _origin(sweep: Sweep) -> Section:
-    about = sweep.about
-    facts = {
-        "search": about.search,
-        "scheduler": about.scheduler,
-        "objective": joined([f"{objective_name(o)} ({o.direction})" for o in about.objectives]),
-        "trials at once": about.concurrent,
-        "seed": about.seed,
-        "share of the training classes held out": about.validation_share,
-        "ε of the attacks": about.evaluation_epsilon,
-        "started": about.started,
-        "took": None if about.seconds is None else duration(about.seconds),
-        "git": _plain(about.git),
-    }
-    told = "; ".join(f"{name} {value}" for name, value in facts.items() if value not in (None, ""))
-    blocks: list[Block] = [Text(f"{told}."), tables.space(sweep)]
-    if (winner := best(sweep)) is not None:
-        heading = f"Settings of trial {winner.number}, over the base config"
-        blocks.append(Listing(heading, _yaml(nested(winner.settings))))
-    command = _plain(about.command)
-    blocks += [Listing("Command", command)] if command else []
-    blocks += [Fold("Base config", [Listing("config.yaml", _yaml(about.base_config))])] if about.base_config else []
-    return Section("origin", "What made this sweep", "", blocks)
-
-
-def _plots(sweep: Sweep, made: list[Drawing], place: str) -> list[Block]:
-    if not made:
-        return _no_results()
-    return [Plots("", [as_plot(one) for one in made], keys(legend(sweep), place=place), wide=True)]
-
-
-def _no_results() -> list[Block]:
-    return [Text("No trial has a result yet.", tone="absent")]
-
-
 def _ahead(sweep: Sweep, winner: Trial) -> str:
     ended = finished(sweep)
     ahead = gain(sweep)
@@ -275,28 +167,3 @@ def _clean_and_worst(trial: Trial, name: str) -> tuple[str, str]:
 def _shares(trial: Trial, name: str) -> tuple[float, float]:
     clean, worst = (figure(trial, f"{which}/{name}") or 0.0 for which in ("clean", "worst"))
     return min(max(clean, 0.0), 1.0), min(max(worst, 0.0), 1.0)
-
-
-def nested(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """``{"a.b": 1}`` → ``{"a": {"b": 1}}``."""
-    made: dict[str, Any] = {}
-    for key, value in settings.items():
-        *sections, last = key.split(".")
-        at = made
-        for section in sections:
-            at = at.setdefault(section, {})
-        at[last] = value
-    return made
-
-
-def _yaml(content: Any) -> str:
-    return yaml.safe_dump(content, sort_keys=False, allow_unicode=True)
-
-
-def _plain(value: Any) -> str:
-    """A fact whatever its form: a text, a list of arguments, a mapping."""
-    if isinstance(value, dict):
-        return ", ".join(f"{key} {item}" for key, item in value.items() if item not in (None, ""))
-    if isinstance(value, list):
-        return " ".join(map(str, value))
-    return "" if value is None else str(value)

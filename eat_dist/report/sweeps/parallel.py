@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 # Where a line passes an axis that does not apply to its trial.
 _ASIDE = -0.13
 # Characters that fit below an axis in one row.
-_ROOM = 40
+_ROOM = 36
 
 
 class _Rail(NamedTuple):
@@ -67,7 +67,7 @@ def parallel(sweep: Sweep) -> Drawing:
         alt += f" The best, trial {winner.number}: {settings_text(winner.settings)}."
     elif chosen := front(sweep):
         alt += f" On the front: {', '.join(f'trial {t.number} ({settings_text(t.settings)})' for t in chosen)}."
-    size = (3.9, 0.3 + 0.62 * len(rails))
+    size = (3.5, 0.3 + 0.62 * len(rails))
     return Drawing("parallel", paint, caption, alt, size, Margins(0.14, 0.14, 0.05, 0.05), legend(sweep))
 
 
