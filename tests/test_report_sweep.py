@@ -540,7 +540,7 @@ def test_progress_is_told_by_part(tmp_path: Path) -> None:
 
     make_sweep_page(sweep, on_progress=lambda *progress: told.append(progress))
 
-    assert told == [("importance", 0, 3), ("drawings", 1, 3), ("page", 2, 3)]
+    assert told == [("importances", 0, 3), ("figures", 1, 3), ("page", 2, 3)]
 
 
 # What is refused

@@ -55,15 +55,15 @@ def sweep_figures(folder: Folder) -> dict[str, Figure]:
 
 def make_sweep_page(sweep: Sweep, *, title: str | None = None, on_progress: OnProgress | None = None) -> Page:
     """Put the page together; nothing is written."""
-    steps = ("importance", "drawings", "page")
+    steps = ("importances", "figures", "page")
 
     def tell(step: str) -> None:
         if on_progress is not None:
             on_progress(step, steps.index(step), len(steps))
 
-    tell("importance")
+    tell("importances")
     found = analyses(sweep)
-    tell("drawings")
+    tell("figures")
     made = drawings(sweep, found)
     pair = [sections.parallel(sweep, made["parallel"]), sections.front(sweep, made["front"])]
     parts = [
