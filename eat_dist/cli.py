@@ -143,11 +143,11 @@ def evaluate(  # noqa: PLR0917  (typer takes options as arguments)
 
 @app.command()
 def report(
-    runs: Annotated[list[str], typer.Argument(help="Folders of evaluated runs, or of evaluations.")],
+    runs: Annotated[list[str], typer.Argument(help="Folders of evaluated runs, or of evaluations; or one sweep.")],
     output: Annotated[str, typer.Option("--output", "-o", help="HTML file to write.")],
     title: Annotated[str | None, typer.Option(help="Heading of the page.")] = None,
 ) -> None:
-    """Write one self-contained page on a run, or on several side by side."""
+    """Write one self-contained page on a run, on several side by side, or on a sweep."""
     from eat_dist.console import Console
     from eat_dist.report import write_report
     from eat_dist.storage import Folder

@@ -187,7 +187,7 @@ class Section:
 
 @dataclass(frozen=True)
 class Verdict:
-    """What may be said of one run.
+    """What may be said of one run, or of a sweep.
 
     Attributes:
         label: The run.
@@ -196,6 +196,7 @@ class Verdict:
         sentence: The outcome in words.
         figures: (name, clean, worst) in %, as written.
         shares: (clean, worst) in [0, 1] of the same figures, for bars; NaN is 0.
+        notes: Paragraphs below the figures.
     """
 
     label: str
@@ -204,6 +205,7 @@ class Verdict:
     sentence: str
     figures: list[tuple[str, str, str]]
     shares: list[tuple[float, float]]
+    notes: list[str] = field(default_factory=list)
 
 
 @dataclass(frozen=True)

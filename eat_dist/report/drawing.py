@@ -18,15 +18,21 @@ from eat_dist.report.content import Key, Plot
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
+    from matplotlib.lines import Line2D
 
-INK, MUTED, RULE = "#1c2127", "#59636e", "#d5dadf"
+INK, MUTED, RULE, SURFACE = "#1c2127", "#59636e", "#d5dadf", "#fefefe"
 # After Okabe & Ito 2008, "Color Universal Design"; darkened where 3 : 1 against white asks for it. On the page each is
 # a custom property, so that the dark theme has its own.
 PALETTE = ("#0072b2", "#d55e00", "#007f5f", "#a8478a", "#8a6d00", "#3d4650")
+# From low to high, for values that are coloured: matplotlib's plasma, as far as it is 3 : 1 against white. The dark
+# theme has its brighter end instead.
+SCALE = ("#e16462", "#cc4778", "#b12a90", "#8f0da4", "#6a00a8", "#41049d", "#0d0887")
 DASHES: tuple[Any, ...] = ("-", "--", "-.", ":", (0, (5, 1, 1, 1, 1, 1)))
 MARKERS = ("o", "s", "^", "D", "v", "P")
-_PROPERTIES = {INK: "--ink", MUTED: "--muted", RULE: "--rule"} | {
-    colour: f"--series-{index}" for index, colour in enumerate(PALETTE)
+_PROPERTIES = {INK: "--ink", MUTED: "--muted", RULE: "--rule", SURFACE: "--surface"} | {
+    colour: f"--{kind}-{index}"
+    for kind, colours in (("series", PALETTE), ("scale", SCALE))
+    for index, colour in enumerate(colours)
 }
 _STYLE: dict[Any, Any] = {
     "svg.hashsalt": "eat_dist",
@@ -75,6 +81,44 @@ class Margins(NamedTuple):
     right: float = 0.18
     bottom: float = 0.44
     top: float = 0.1
+
+
+class Drawing(NamedTuple):
+    """What is to be drawn; the fields are the arguments of :func:`plot`."""
+
+    name: str
+    paint: Callable[[Axes], None]
+    caption: str
+    alt: str
+    size: tuple[float, float] = (2.8, 2.1)
+    margins: Margins = Margins()
+    legend: Sequence[tuple[str, Look]] = ()
+
+
+def as_plot(drawing: Drawing) -> Plot:
+    """Draw for the page and the files."""
+    return plot(**drawing._asdict())
+
+
+def as_figure(drawing: Drawing) -> Figure:
+    """Draw as a figure of its own (no pyplot state, 150 dots an inch), title and legend inside, for other viewers."""
+    import matplotlib as mpl  # noqa: PLC0415  (half a second, once a report)
+    from matplotlib.figure import Figure  # noqa: PLC0415
+
+    width, height = (1.5 * length for length in drawing.size)
+    title = textwrap.wrap(drawing.caption, int(13 * width))
+    with mpl.rc_context(_STYLE):
+        made = Figure(
+            figsize=(width, height + 0.2 * len(title) + 0.17 * len(drawing.legend)), dpi=150, layout="constrained"
+        )
+        drawing.paint(made.add_subplot())
+        made.suptitle("\n".join(title), fontsize="large", x=0.02, ha="left")
+        if drawing.legend:
+            handles, labels = _entries(drawing.legend)
+            made.legend(handles, labels, loc="outside lower left", labelspacing=0.2, handlelength=3)
+        # Ticks are made when they are first drawn, so in this style.
+        made.draw_without_rendering()
+    return made
 
 
 def plot(
@@ -171,18 +215,24 @@ def _draw(paint: Callable[[Axes], None], *, size: tuple[float, float], margins: 
 def _dress(figure: Figure, *, title: str, legend: Sequence[tuple[str, Look]]) -> None:
     """Add a title above and a legend below."""
     import matplotlib as mpl  # noqa: PLC0415
-    from matplotlib.lines import Line2D  # noqa: PLC0415
 
     with mpl.rc_context(_STYLE):
         wrapped = "\n".join(textwrap.wrap(title, int(15 * figure.get_figwidth())))
         figure.text(0.02, 1.02, wrapped, va="bottom")
         if legend:
-            handles = [
-                Line2D([], [], color=shown.colour, linestyle=shown.dash, marker=shown.marker, markersize=4)
-                for _, shown in legend
-            ]
-            labels = [label for label, _ in legend]
+            handles, labels = _entries(legend)
             figure.legend(handles, labels, loc="upper left", bbox_to_anchor=(0, 0), labelspacing=0.2, handlelength=3)
+
+
+def _entries(legend: Sequence[tuple[str, Look]]) -> tuple[list[Line2D], list[str]]:
+    """The handles and the labels of a legend."""
+    from matplotlib.lines import Line2D  # noqa: PLC0415
+
+    handles = [
+        Line2D([], [], color=shown.colour, linestyle=shown.dash, marker=shown.marker, markersize=4)
+        for _, shown in legend
+    ]
+    return handles, [label for label, _ in legend]
 
 
 def _saved(figure: Figure, form: str, *, facecolor: str, bbox_inches: str | None = None) -> bytes:

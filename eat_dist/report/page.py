@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -13,10 +13,11 @@ from eat_dist.report.content import Page, Plot, Verdict
 from eat_dist.report.groups import disagreements, group_by_seed
 from eat_dist.report.reading import Run, read_runs
 from eat_dist.report.sections import SECTIONS
+from eat_dist.report.sweeps.page import OnProgress, make_sweep_page
+from eat_dist.report.sweeps.reading import is_sweep, read_sweep
 from eat_dist.report.wording import NORMS, joined, percent, radius
 from eat_dist.storage import Folder
 
-OnProgress = Callable[[str, int, int], None]
 _HEADLINE = (("r_at_1", "R@1"), ("nmi", "NMI"))
 _MOST_NAMED = 3
 
@@ -37,31 +38,43 @@ class ReportFiles:
 def write_report(
     folders: Sequence[Folder], output: str, *, title: str | None = None, on_progress: OnProgress | None = None
 ) -> ReportFiles:
-    """Write the report of one run, or of several side by side.
+    """Write the report of one run, of several side by side, or of a sweep.
 
     The page ``STEM.html`` holds all it shows. Its drawings are also written to ``STEM_figures/`` as PNG and SVG. The
     same folders, output name and title give the same bytes. Everything is made before anything is written, and the page
     is written last, so a page that is there is whole and its figures are there.
 
     Args:
-        folders: Run folders, or folders of evaluated foreign models; each with an ``evaluation/``.
+        folders: Run folders, or folders of evaluated foreign models, each with an ``evaluation/``; or one sweep folder.
         output: Path or URL of the page, ending in ``.html``; replaced if it is there.
         title: Heading of the page; default: from the names of the runs.
         on_progress: Called with a section's title, the sections done and all of them.
 
     Raises:
-        ConfigError: ``output`` is not an ``.html`` file, or no folder or one twice was given.
-        StorageError: A folder or its evaluation is missing or damaged, or the report cannot be written.
+        ConfigError: ``output`` is not an ``.html`` file, or no folder, one twice, or a sweep beside others was given.
+        StorageError: A folder, its evaluation or its trials is missing or damaged, or the report cannot be written.
     """
     folder, name = Folder.of_file(output)
     if not name.endswith(".html") or name == ".html":
         raise ConfigError(f"expected the report's file name to end in .html; got '{output}'")
-    page = make_page(read_runs(folders), title=title, on_progress=on_progress)
+    page = _page(folders, title=title, on_progress=on_progress)
     stem = name.removesuffix(".html")
     plots = page.plots()
     html = render(page, figures_folder=f"{stem}_figures" if plots else None)
     figures = _write(folder, name, html, plots)
     return ReportFiles(str(folder.child(name)), tuple(str(folder.child(figure)) for figure in figures))
+
+
+def _page(folders: Sequence[Folder], *, title: str | None, on_progress: OnProgress | None) -> Page:
+    sweeps = [folder for folder in folders if is_sweep(folder)]
+    if not sweeps:
+        return make_page(read_runs(folders), title=title, on_progress=on_progress)
+    if len(folders) > 1:
+        raise ConfigError(
+            f"expected runs, or one sweep alone; got the sweep '{sweeps[0]}' with {len(folders) - 1} other folders. "
+            "Report it by itself; trials are compared with runs as runs: give their run folders"
+        )
+    return make_sweep_page(read_sweep(sweeps[0]), title=title, on_progress=on_progress)
 
 
 def make_page(runs: Sequence[Run], *, title: str | None = None, on_progress: OnProgress | None = None) -> Page:

@@ -1,0 +1,1 @@
+"""The report of a sweep: what its trials reached, and which settings mattered."""
