@@ -11,6 +11,7 @@ import ray
 import torch
 
 from eat_dist.cluster.resources import place
+from eat_dist.cluster.scaling import when_there_is_room
 from eat_dist.cluster.session import connect, nodes
 from eat_dist.config import ClusterConfig
 from eat_dist.errors import ClusterError, EatError
@@ -45,7 +46,11 @@ class RayWorkers:
 
     def __init__(self, build: Callable[[torch.device], Victim], *, count: int, config: ClusterConfig) -> None:
         connect(config)
-        placement = place(nodes(), members=count, config=config, what="workers", fewer="--workers")
+        placement = when_there_is_room(
+            lambda nodes: place(nodes, members=count, config=config, what="workers", fewer="--workers"),
+            workers=count,
+            config=config,
+        )
         if not placement.gpus and config.cpus_per_member is None:
             # A whole CPU each: workers that take turns on one gain nothing.
             whole = config.model_copy(update={"cpus_per_member": 1.0})

@@ -9,7 +9,7 @@ import signal
 import threading
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import ray
@@ -22,7 +22,8 @@ from ray.train.torch import TorchConfig, TorchTrainer, get_device
 from eat_dist.cluster.coordinator import RunAbortedError, start_coordinator
 from eat_dist.cluster.exchange import RayExchange
 from eat_dist.cluster.resources import Placement, place
-from eat_dist.cluster.session import connect, nodes
+from eat_dist.cluster.scaling import when_there_is_room
+from eat_dist.cluster.session import connect
 from eat_dist.config import RunConfig, dump_config, parse_config
 from eat_dist.data.load import load_dataset
 from eat_dist.data.splits import make_splits
@@ -101,14 +102,23 @@ def train_on_ray(
     return [results[rank] for rank in range(config.ensemble.members)]
 
 
-def plan_placement(config: RunConfig) -> Placement:
+def plan_placement(config: RunConfig, *, say: Callable[[str], None] | None = None) -> Placement:
     """Join the cluster and work out what each member gets.
+
+    Args:
+        config: The run.
+        say: Is told when nodes are waited for.
 
     Raises:
         ClusterError: It does not answer, or cannot hold all members.
     """
     connect(config.cluster)
-    return place(nodes(), members=config.ensemble.members, config=config.cluster)
+    return when_there_is_room(
+        lambda nodes: place(nodes, members=config.ensemble.members, config=config.cluster),
+        workers=config.ensemble.members,
+        config=config.cluster,
+        say=say,
+    )
 
 
 def _train_member(loop: dict[str, Any]) -> None:

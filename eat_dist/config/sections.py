@@ -259,6 +259,7 @@ class ClusterConfig(_Section):
     threads_per_member: int | None = Field(None, ge=1, description="torch threads; default: the member's whole CPUs.")
     gather_timeout: Number = Field(300.0, gt=0, description="Seconds until a late member is an error.")
     max_restarts: int = Field(3, ge=0, description="Times Ray Train restarts the members after a death.")
+    wait_for_nodes: Number = Field(0.0, ge=0, description="Seconds to wait for an autoscaler, where nodes are missing.")
 
 
 class RunConfig(_Section):

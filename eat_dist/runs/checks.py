@@ -143,11 +143,11 @@ def check_weights(config: RunConfig, data: ZeroShotData) -> None:
         build_embedder(config.model, in_channels=data.train.image_shape[0], generator=generator(config.seed))
 
 
-def check_cluster(config: RunConfig) -> None:
-    """Whether the members can be placed, before anything is written."""
+def check_cluster(config: RunConfig, console: Console) -> None:
+    """Whether the members can be placed, before anything is written; waits for nodes where the config says so."""
     if config.cluster.backend == "local":
         choose_device(config.cluster)
         return
     from eat_dist.cluster.train import plan_placement  # noqa: PLC0415  (an in-process run needs no Ray)
 
-    plan_placement(config)
+    plan_placement(config, say=console.say)

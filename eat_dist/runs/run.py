@@ -89,7 +89,7 @@ def start_run(config: RunConfig, *, run_dir: str | None, overwrite: bool, consol
     placed, data = load_data(config, console)
     check_weights(config, data)
     splits = splits_of(config, data)
-    check_cluster(config)
+    check_cluster(config, console)
     if overwrite:
         folder.delete()
     folder.create()
@@ -120,7 +120,7 @@ def resume_run(run_dir: str, *, console: Console) -> Finished:
     placed, data = load_data(config, console)
     check_same_data(folder, data)
     splits = splits_of(config, data)
-    check_cluster(config)
+    check_cluster(config, console)
     return _Run(placed, folder, data=data, splits=splits, console=console).go(found.mlflow_run_id, resumed=True)
 
 
