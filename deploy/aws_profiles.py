@@ -14,6 +14,7 @@ import contextlib
 import json
 import re
 import sys
+from collections.abc import Iterator
 from typing import Any
 
 import boto3
@@ -72,10 +73,22 @@ def _on_the_bucket(bucket: str) -> list[dict[str, Any]]:
     ]
 
 
+def name_of_the_bucket(text: str) -> str:
+    """The name in ``NAME`` or ``s3://NAME``.
+
+    Raises:
+        ValueError: It is none.
+    """
+    bucket = text.removeprefix("s3://").rstrip("/")
+    if not re.fullmatch(r"[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]", bucket):
+        raise ValueError(f"'{text}' is no name of a bucket; expected e.g. my-bucket or s3://my-bucket")
+    return bucket
+
+
 def create(bucket: str) -> None:
     """Make both profiles, or bring them up to date."""
     iam = boto3.client("iam")
-    with _unless("InvalidInput"):  # every account that ever used spot has it
+    with _unless("InvalidInput", "EntityAlreadyExists"):  # every account that ever used spot has it
         iam.create_service_linked_role(AWSServiceName="spot.amazonaws.com")
     worker_role = _role(iam, WORKER)
     _role(iam, HEAD)
@@ -109,12 +122,12 @@ def _role(iam: Any, name: str) -> str:
 
 
 @contextlib.contextmanager
-def _unless(code: str) -> Any:
-    """What AWS refuses with this code is done already."""
+def _unless(*codes: str) -> Iterator[None]:
+    """What AWS refuses with one of these codes is done already."""
     try:
         yield
     except ClientError as error:
-        if error.response["Error"]["Code"] != code:
+        if error.response["Error"]["Code"] not in codes:
             raise
 
 
@@ -130,9 +143,7 @@ def main(arguments: list[str] | None = None) -> int:
             delete()
             print(f"removed {HEAD} and {WORKER}")
             return 0
-        bucket = chosen.bucket.removeprefix("s3://").rstrip("/")
-        if not re.fullmatch(r"[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]", bucket):
-            raise ValueError(f"'{chosen.bucket}' is no name of a bucket; expected e.g. my-bucket or s3://my-bucket")
+        bucket = name_of_the_bucket(chosen.bucket)
         boto3.client("s3").head_bucket(Bucket=bucket)
         create(bucket)
     except ClientError as error:

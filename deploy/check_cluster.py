@@ -51,23 +51,38 @@ MACHINES = {
     "g2-standard-24": (2, 24, 96),
     "g2-standard-48": (4, 48, 192),
 }
-# Of an instance of Compute Engine's API v1, those that the pages use, with their kinds.
-_COMPUTE_ENGINE = {
-    "machineType": str,
-    "disks": [{"boot": bool, "autoDelete": bool, "type": ("PERSISTENT", "SCRATCH"), "initializeParams": dict}],
-    "guestAccelerators": [{"acceleratorType": str, "acceleratorCount": int}],
-    "scheduling": {
-        "provisioningModel": ("STANDARD", "SPOT"),
-        "instanceTerminationAction": ("DELETE", "STOP"),
-        "onHostMaintenance": ("MIGRATE", "TERMINATE"),
-        "automaticRestart": bool,
+
+
+def _keys(**kinds: Any) -> dict[str, Any]:
+    """JSON schema of an object that has these keys and no others."""
+    return {"type": "object", "properties": kinds, "additionalProperties": False}
+
+
+_TEXT, _NUMBER, _TRUTH = {"type": "string"}, {"type": "integer"}, {"type": "boolean"}
+# Of an instance of Compute Engine's API v1, what the pages use.
+_COMPUTE_ENGINE = _keys(
+    machineType=_TEXT,
+    disks={
+        "type": "array",
+        "items": _keys(
+            boot=_TRUTH,
+            autoDelete=_TRUTH,
+            type={"enum": ["PERSISTENT", "SCRATCH"]},
+            initializeParams=_keys(diskSizeGb=_NUMBER, sourceImage=_TEXT, diskType=_TEXT),
+        ),
     },
-    "serviceAccounts": [{"email": str, "scopes": list}],
-    "metadata": {"items": [{"key": str, "value": str}]},
-    "labels": dict,
-    "tags": {"items": list},
-    "networkInterfaces": list,
-}
+    guestAccelerators={"type": "array", "items": _keys(acceleratorType=_TEXT, acceleratorCount=_NUMBER)},
+    scheduling=_keys(
+        provisioningModel={"enum": ["STANDARD", "SPOT"]},
+        instanceTerminationAction={"enum": ["DELETE", "STOP"]},
+        onHostMaintenance={"enum": ["MIGRATE", "TERMINATE"]},
+        automaticRestart=_TRUTH,
+    ),
+    serviceAccounts={"type": "array", "items": _keys(email=_TEXT, scopes={"type": "array", "items": _TEXT})},
+    metadata=_keys(items={"type": "array", "items": _keys(key=_TEXT, value=_TEXT)}),
+    labels={"type": "object"},
+    networkInterfaces={"type": "array"},
+)
 
 
 def faults_of(config: dict[str, Any]) -> list[str]:
@@ -76,12 +91,15 @@ def faults_of(config: dict[str, Any]) -> list[str]:
     Args:
         config: The file, read.
     """
+    cloud = config["provider"].get("type")
+    if cloud not in _LAUNCHES:
+        return [f"provider.type: '{cloud}' is not known here; expected one of {', '.join(_LAUNCHES)}"]
     try:
         full = as_ray_reads(config)
     except (ValueError, RuntimeError, AssertionError, KeyError, TypeError, AttributeError) as error:
         return [" ".join(f"Ray refuses the file: {error!r}".split())]
     except jsonschema.ValidationError as error:
-        return [f"{'.'.join(map(str, error.absolute_path)) or 'top level'}: {error.message[:200]}"]
+        return [_said(error)]
     settings = full.get("metadata", {})
     found = [f"metadata.{name}: still says {UNSET}" for name, value in settings.items() if UNSET in str(value)]
     outside = {key: value for key, value in full.items() if key not in ("metadata", "docker", "provider")}
@@ -89,13 +107,16 @@ def faults_of(config: dict[str, Any]) -> list[str]:
         found.append(f"{UNSET} stands outside metadata and docker, where nobody looks for it")
     if full["docker"].get("image") and "-e RAY_AUTH_MODE=token" not in full["docker"].get("run_options", []):
         found.append("docker.run_options: without '-e RAY_AUTH_MODE=token' anybody in the network may use the cluster")
-    launch = {"aws": ec2_faults, "gcp": compute_engine_faults}.get(full["provider"]["type"])
-    if launch is None:
-        return [*found, f"provider.type: '{full['provider']['type']}' is not known here; expected aws or gcp"]
     for name, node_type in full["available_node_types"].items():
-        found += [f"available_node_types.{name}.node_config: {fault}" for fault in launch(node_type["node_config"])]
+        found += [
+            f"available_node_types.{name}.node_config: {fault}" for fault in _LAUNCHES[cloud](node_type["node_config"])
+        ]
         found += [f"available_node_types.{name}: {fault}" for fault in machine_faults(node_type, full, name)]
     return found
+
+
+def _said(error: jsonschema.ValidationError) -> str:
+    return f"{'.'.join(map(str, error.absolute_path)) or 'top level'}: {error.message[:200]}"
 
 
 def as_ray_reads(config: dict[str, Any]) -> dict[str, Any]:
@@ -140,32 +161,11 @@ def _unknown_values(value: Any, shape: Any, path: str) -> Iterator[str]:
 
 
 def compute_engine_faults(node_config: dict[str, Any]) -> list[str]:
-    """A launch request with other keys than those that are known here of Compute Engine."""
-    return list(_unlike(node_config, _COMPUTE_ENGINE, ""))
+    """A launch request with other keys or values than those that are known here of Compute Engine."""
+    return [_said(error) for error in jsonschema.Draft7Validator(_COMPUTE_ENGINE).iter_errors(node_config)]
 
 
-def _unlike(value: Any, kind: Any, path: str) -> Iterator[str]:
-    if isinstance(kind, tuple):
-        if value not in kind:
-            yield f"{path}: '{value}'; expected one of {', '.join(kind)}"
-    elif isinstance(kind, list):
-        if not isinstance(value, list):
-            yield f"{path}: expected a list"
-        else:
-            for index, inner in enumerate(value):
-                yield from _unlike(inner, kind[0], f"{path}[{index}]")
-    elif isinstance(kind, dict):
-        if not isinstance(value, dict):
-            yield f"{path}: expected keys and values"
-        else:
-            for key, inner in value.items():
-                where = f"{path}.{key}".lstrip(".")
-                if key not in kind:
-                    yield f"{where}: not a key that is known here; known are {', '.join(kind)}"
-                else:
-                    yield from _unlike(inner, kind[key], where)
-    elif not isinstance(value, kind):
-        yield f"{path}: expected {kind.__name__}, not {value!r}"
+_LAUNCHES = {"aws": ec2_faults, "gcp": compute_engine_faults}
 
 
 def machine_faults(node_type: dict[str, Any], config: dict[str, Any], name: str) -> list[str]:
@@ -209,10 +209,11 @@ def promised_nodes(config: dict[str, Any]) -> list[Node]:
         config: As Ray reads it.
     """
     nodes = []
-    workers = 0
+    left = config["max_workers"]
     for name, node_type in config["available_node_types"].items():
-        count = 1 if name == config["head_node_type"] else min(node_type["max_workers"], config["max_workers"] - workers)
-        workers += 0 if name == config["head_node_type"] else count
+        is_head = name == config["head_node_type"]
+        count = 1 if is_head else min(node_type["max_workers"], left)
+        left -= 0 if is_head else count
         offered = node_type["resources"]
         nodes += [Node(cpus=offered.get("CPU", 0), gpus=offered.get("GPU", 0))] * count
     return nodes
@@ -259,7 +260,9 @@ def main(arguments: list[str] | None = None) -> int:
     full = as_ray_reads(config)
     print(f"{chosen.file}: no fault found; it grows to room for {room_in(full)} members with a GPU each")
     for machine in unknown_machines(full):
-        print(f"a {machine} is not known here: compare its GPUs, CPUs and memory with resources and --shm-size yourself")
+        print(
+            f"a {machine} is not known here: compare its GPUs, CPUs and memory with resources and --shm-size yourself"
+        )
     return 0
 
 
