@@ -116,7 +116,11 @@ FAULTS: dict[str, tuple[dict[str, Any], Fault, str]] = {
         "RAY_AUTH_MODE=token",
     ),
     "a cloud that is not known": (AWS, lambda c: c["provider"].update(type="aliyun"), "expected one of aws, gcp"),
-    "a misspelt key for Google": (GCP, lambda c: gpu(c)["node_config"].update(machinType="x"), "'machinType' was unexpected"),
+    "a misspelt key for Google": (
+        GCP,
+        lambda c: gpu(c)["node_config"].update(machinType="x"),
+        "'machinType' was unexpected",
+    ),
     "a model of provisioning that is none": (
         GCP,
         lambda c: gpu(c)["node_config"]["scheduling"].update(provisioningModel="SPOTT"),
@@ -345,6 +349,7 @@ def _answer(port: str, *, host: str) -> int:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(600)
 def test_the_head_starts_an_mlflow_server_that_outlives_the_shell_and_is_not_started_twice(tmp_path: Path) -> None:
     """Fifteen seconds: a real server."""
     import psutil
@@ -366,7 +371,7 @@ def test_the_head_starts_an_mlflow_server_that_outlives_the_shell_and_is_not_sta
         start(MLFLOW_TRACKING_URI="https://mlflow.example.com")
         assert servers() == []  # the user's own is named
         start()
-        for _ in range(600):
+        for _ in range(800):
             try:
                 urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=5)
                 break
