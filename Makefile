@@ -4,12 +4,13 @@ VENV   ?= .venv
 BIN    := $(VENV)/bin
 LOCK   := $(shell sha256sum requirements.lock | cut -c1-16)
 DEPS   := $(VENV)/.installed-$(LOCK)
+CODE   := eat_dist tests benchmarks jobs deploy
 RIVALS := $(VENV)/.rivals
 HERE   := $(VENV)/.package-$(shell pwd | sha256sum | cut -c1-16)
 # Threads of several processes on a few cores wait for each other by spinning; the members set their own number.
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: train test lint format bench clean
+.PHONY: train test lint format bench dist clean
 
 train: $(HERE)
 	$(BIN)/eat-dist train $(ARGS)
@@ -18,19 +19,25 @@ test: $(HERE)
 	$(BIN)/python -m pytest --numprocesses 2 --dist loadgroup $(ARGS)
 
 lint: $(HERE)
-	$(BIN)/ruff check eat_dist tests benchmarks jobs
-	$(BIN)/ruff format --check eat_dist tests benchmarks jobs
+	$(BIN)/ruff check $(CODE)
+	$(BIN)/ruff format --check $(CODE)
 	$(BIN)/mypy
 
 format: $(HERE)
-	$(BIN)/ruff check --fix eat_dist tests benchmarks jobs
-	$(BIN)/ruff format eat_dist tests benchmarks jobs
+	$(BIN)/ruff check --fix $(CODE)
+	$(BIN)/ruff format $(CODE)
 
 bench: $(HERE) $(RIVALS)
 	$(BIN)/python benchmarks/speed.py $(ARGS)
 	$(BIN)/python benchmarks/loading.py --size 96 --repeats 3
 	$(BIN)/python benchmarks/attacks.py
 	$(BIN)/python benchmarks/evaluation_scale.py
+
+# What the nodes of a cluster install: cluster.yaml copies this folder to them, deploy/Dockerfile into an image.
+dist: $(HERE)
+	rm -rf dist build
+	$(BIN)/python -m pip wheel --quiet --no-deps --no-build-isolation --wheel-dir dist .
+	cp requirements.lock dist/
 
 # The stamp is written last, so an installation that was interrupted is done again.
 $(DEPS): requirements.lock
@@ -52,4 +59,4 @@ $(HERE): $(DEPS) pyproject.toml
 	touch $@
 
 clean:
-	rm -rf $(VENV) build *.egg-info
+	rm -rf $(VENV) build dist *.egg-info
