@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import atexit
+import json
 import logging
 import os
 import shlex
+import signal
 import sys
 import warnings
 from pathlib import Path
@@ -13,6 +15,7 @@ from typing import TYPE_CHECKING, Annotated, NoReturn
 
 import typer
 
+from eat_dist.cli_compare import compare, register
 from eat_dist.cli_data import app as data_app
 from eat_dist.errors import EatError
 
@@ -30,13 +33,16 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 app.add_typer(data_app, name="data")
+app.command()(compare)
+app.command()(register)
 
 EXIT_USER_ERROR = 2
 EXIT_INTERRUPTED = 130
+EXIT_TERMINATED = 128 + signal.SIGTERM
 
 
 @app.command()
-def train(
+def train(  # noqa: PLR0917  (typer takes options as arguments)
     config: Annotated[Path | None, typer.Option(help="YAML file; default: the digits run.")] = None,
     assignments: Annotated[
         list[str] | None,
@@ -45,12 +51,17 @@ def train(
     run_dir: Annotated[str | None, typer.Option(help="Path or URL; default runs/NAME-TIME.")] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an earlier run in --run-dir.")] = False,
     resume: Annotated[str | None, typer.Option(help="Continue the run in this folder.")] = None,
+    register: Annotated[
+        str | None, typer.Option(help="Add the ensemble to this registered model in MLflow (tracking.register_as).")
+    ] = None,
 ) -> None:
     """Train an ensemble, evaluate it clean and under attack, and say where everything is."""
     from eat_dist.config import load_config
     from eat_dist.console import Console
     from eat_dist.errors import ConfigError
 
+    if register is not None:
+        assignments = [*(assignments or []), f"tracking.register_as={json.dumps(register)}"]
     if resume is not None and (config is not None or assignments or run_dir is not None or overwrite):
         raise ConfigError("--resume takes everything from the run's folder; give it alone")
     settings = None if resume is not None else load_config(config, assignments or [])
@@ -174,17 +185,19 @@ def main() -> None:
     """Run the command; what a user caused is one line on standard error and exit code 2."""
     warnings.showwarning = lambda message, *_, **__: print(f"warning: {message}", file=sys.stderr)
     logging.basicConfig(level=logging.WARNING, format="warning: %(message)s", stream=sys.stderr)
+    # So that a job that is stopped, or a node that is taken away, ends its MLflow run like Ctrl-C does.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(EXIT_TERMINATED))
     try:
         app()
     except EatError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(EXIT_USER_ERROR)
     except SystemExit as stopped:  # typer leaves this way, and turns Ctrl-C into exit code 130
-        if stopped.code != EXIT_INTERRUPTED:
+        if stopped.code not in (EXIT_INTERRUPTED, EXIT_TERMINATED):
             raise
         again = "the same command" if sys.argv[1:2] in (["data"], ["evaluate"]) else "eat-dist train --resume RUN_DIR"
         print(f"interrupted; continue with: {again}", file=sys.stderr)
-        _leave(EXIT_INTERRUPTED)
+        _leave(int(stopped.code))
 
 
 def _leave(code: int) -> NoReturn:
@@ -209,6 +222,10 @@ def _report(finished: Finished) -> None:
     console.say(f"summary      {folder}/summary.json")
     console.say(f"ensemble     {folder}/model")
     _say_where_mlflow_is(console, finished.tracking_uri, finished.mlflow_run_id)
+    if finished.mlflow_missing:
+        console.say(f"             incomplete: {finished.mlflow_missing} records did not arrive there")
+    if finished.registered is not None:
+        console.say(f"registered   {finished.registered}")
 
 
 def _say_where_mlflow_is(console: Console, uri: str | None, run_id: str | None) -> None:

@@ -17,10 +17,15 @@ FLOORS = [
     {"checkpoint", "history", "member", "evaluation"},
     {"in_process", "embedding", "console", "tracking", "report", "cluster"},
     {"runs"},
-    {"cli", "cli_data", "__main__"},
+    {"cli", "cli_data", "cli_compare", "__main__"},
 ]
 # Rooms of one floor know nothing of each other, but for the loop of a member, which saves and records itself.
-ALLOWED_WITHIN_A_FLOOR = {("member", "checkpoint"), ("member", "history"), ("cli", "cli_data")} | {
+ALLOWED_WITHIN_A_FLOOR = {
+    ("member", "checkpoint"),
+    ("member", "history"),
+    ("cli", "cli_data"),
+    ("cli", "cli_compare"),
+} | {
     (room, helper)
     for room in ("config", "registry", "storage", "batch", "seeding", "__main__")
     for helper in ("errors", "cli")

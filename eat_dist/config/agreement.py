@@ -14,6 +14,8 @@ def disagreements(config: RunConfig) -> Iterable[str]:
     yield from _of_defense(config)
     yield from _of_split(config)
     yield from _of_training(config)
+    if config.tracking.register_as is not None and not config.tracking.enabled:
+        yield "tracking.register_as (--register) registers in MLflow, so tracking.enabled must be true"
 
 
 def _of_defense(config: RunConfig) -> Iterable[str]:

@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -41,8 +41,9 @@ from eat_dist.runs.checks import (
 from eat_dist.runs.evaluation import Subject, evaluate_subject, evaluation_folder
 from eat_dist.runs.saved import config_of
 from eat_dist.runs.summary import flat_figures, step_metrics, summary_with
+from eat_dist.runs.tracked import EpochMeans, dataset_record, run_tags, version_tags
 from eat_dist.storage import Folder
-from eat_dist.tracking import Tracker
+from eat_dist.tracking import Status, Tracker
 
 SUMMARY_SCHEMA = 1
 
@@ -59,15 +60,21 @@ class Finished:
         summary: The content of ``summary.json``.
         tracking_uri: MLflow's store, None where tracking is off.
         mlflow_run_id: None where MLflow never answered.
+        mlflow_missing: Records that MLflow does not have.
+        registered: ``models:/NAME/VERSION``, None where nothing was registered.
     """
 
     folder: Folder
     summary: dict[str, Any]
     tracking_uri: str | None
     mlflow_run_id: str | None
+    mlflow_missing: int = 0
+    registered: str | None = None
 
 
-def start_run(config: RunConfig, *, run_dir: str | None, overwrite: bool, console: Console) -> Finished:
+def start_run(
+    config: RunConfig, *, run_dir: str | None, overwrite: bool, console: Console, parent_run_id: str | None = None
+) -> Finished:
     """Train, evaluate and record a new run.
 
     Nothing is written before config, data and cluster have been found good.
@@ -77,6 +84,7 @@ def start_run(config: RunConfig, *, run_dir: str | None, overwrite: bool, consol
         run_dir: Path or URL; default ``runs/NAME-TIME``.
         overwrite: Delete an earlier run in that folder first.
         console: Where progress goes.
+        parent_run_id: The MLflow run of the sweep or study that this is a trial of. A trial is not registered.
 
     Raises:
         EatError: Anything the user can mend; one line.
@@ -97,11 +105,14 @@ def start_run(config: RunConfig, *, run_dir: str | None, overwrite: bool, consol
     table = pa.BufferOutputStream()
     pq.write_table(to_table(splits, data.train.names), table)
     folder.write("splits.parquet", table.getvalue().to_pybytes())
-    return _Run(placed, folder, data=data, splits=splits, console=console).go(None, resumed=False)
+    run = _Run(placed, folder, data=data, splits=splits, console=console, parent_run_id=parent_run_id)
+    return run.go(None, resumed=False)
 
 
-def resume_run(run_dir: str, *, console: Console) -> Finished:
+def resume_run(run_dir: str, *, console: Console, parent_run_id: str | None = None) -> Finished:
     """Continue a run from its newest good checkpoint, with the config saved in its folder.
+
+    ``parent_run_id`` is as in :func:`start_run`.
 
     Raises:
         CheckpointError: There is no usable checkpoint.
@@ -121,51 +132,69 @@ def resume_run(run_dir: str, *, console: Console) -> Finished:
     check_same_data(folder, data)
     splits = splits_of(config, data)
     check_cluster(config)
-    return _Run(placed, folder, data=data, splits=splits, console=console).go(found.mlflow_run_id, resumed=True)
+    run = _Run(placed, folder, data=data, splits=splits, console=console, parent_run_id=parent_run_id)
+    return run.go(found.mlflow_run_id, resumed=True)
 
 
 class _Run:
     """The part that new and resumed runs share."""
 
     def __init__(
-        self, config: RunConfig, folder: Folder, *, data: ZeroShotData, splits: Splits, console: Console
+        self,
+        config: RunConfig,
+        folder: Folder,
+        *,
+        data: ZeroShotData,
+        splits: Splits,
+        console: Console,
+        parent_run_id: str | None,
     ) -> None:
         self.config = config
         self.folder = folder
         self.data = data
         self.splits = splits
         self.console = console
+        self.parent_run_id = parent_run_id
         self.schedule = Schedule.of(config, splits)
         self.last: EnsembleStatistics | None = None
 
     def go(self, mlflow_run_id: str | None, *, resumed: bool) -> Finished:
         config, git = self.config, git_state(Path.cwd())
-        tags = {
-            "defense": config.defense.name,
-            "dataset": config.data.dataset,
-            "backbone": config.model.backbone,
-            "run_folder": str(self.folder),
-            "eat_dist": __version__,
-        } | {f"git.{name}": value for name, value in git.items()}
-        run_name = Path(self.folder.path).name
-        tracker = Tracker.start(config, run_name=run_name, tags=tags, resume_run_id=mlflow_run_id)
-        tracker.log_params(config.model_dump(mode="json"))
-        tracker.log_text(self.folder.read("config.yaml").decode(), "config.yaml")
-        about = {"schema": 1, "eat_dist": __version__, "git": git, "tags": tags, "data": digests(self.data)}
-        self.folder.write_json("run.json", about)
-        status: Literal["FINISHED", "FAILED", "KILLED"] = "FAILED"
+        tags = run_tags(config, self.folder, git)
+        tracker = Tracker.start(
+            config,
+            run_name=Path(self.folder.path).name,
+            tags=tags,
+            resume_run_id=mlflow_run_id,
+            parent_run_id=self.parent_run_id,
+        )
+        status: Status = "FAILED"
         with tempfile.TemporaryDirectory() as copy:
             try:
-                finished = self._train_and_evaluate(tracker, Path(copy), resumed=resumed)
+                self._introduce(tracker, {"eat_dist": __version__, "git": git, "tags": tags})
+                summary = self._train_and_evaluate(tracker, Path(copy), resumed=resumed)
+                if config.tracking.register_as is not None and self.parent_run_id is None:
+                    tracker.register(config.tracking.register_as, version_tags(flat_figures(summary), tags))
                 status = "FINISHED"
-            except KeyboardInterrupt:
+            except (KeyboardInterrupt, SystemExit):  # SIGTERM is the latter
                 status = "KILLED"
                 raise
             finally:
                 tracker.close(status)
-        return finished
+        return Finished(self.folder, summary, tracker.uri, tracker.run_id, tracker.missing, tracker.registered)
 
-    def _train_and_evaluate(self, tracker: Tracker, copy: Path, *, resumed: bool) -> Finished:
+    def _introduce(self, tracker: Tracker, about: dict[str, Any]) -> None:
+        """What is on record before training: settings, images and code."""
+        config, sums = self.config, digests(self.data)
+        tracker.log_params(config.model_dump(mode="json"))
+        sets = (("train", self.data.train), ("test", self.data.test))
+        tracker.log_datasets(
+            [dataset_record(config.data, images, sums[name], testing=name == "test") for name, images in sets]
+        )
+        tracker.log_text(self.folder.read("config.yaml").decode(), "config.yaml")
+        self.folder.write_json("run.json", {"schema": 1, **about, "data": sums})
+
+    def _train_and_evaluate(self, tracker: Tracker, copy: Path, *, resumed: bool) -> dict[str, Any]:
         config, folder = self.config, self.folder
         begin = time.perf_counter()
         with self.console.training(self.schedule) as show:
@@ -221,17 +250,21 @@ class _Run:
         tracker.log_text((folder.read("summary.json")).decode(), "summary.json")
         for name in folder.child("model").names():
             (copy / name).write_bytes(folder.read(f"model/{name}"))
-        tracker.log_ensemble(str(copy), spec.image_shape)
-        return Finished(folder, summary, tracker.uri, tracker.run_id)
+        tracker.log_ensemble(str(copy), spec.image_shape, digest=digest)
+        return summary
 
     def _train(self, tracker: Tracker, show: Callable[[EnsembleStatistics], None]) -> list[MemberResult]:
         every = max(1, self.schedule.iterations // _TRACKED_ITERATIONS)
+        epochs = EpochMeans(self.schedule)
 
         def on_iteration(ensemble: EnsembleStatistics) -> None:
             self.last = ensemble
             show(ensemble)
             if ensemble.iteration % every == 0 or ensemble.iteration == self.schedule.iterations:
                 tracker.log_metrics(step_metrics(ensemble), step=ensemble.iteration)
+            if (ended := epochs.add(ensemble)) is not None:
+                epoch, means = ended
+                tracker.log_metrics(means, step=epoch)
 
         if self.config.cluster.backend == "local":
             return train_in_process(

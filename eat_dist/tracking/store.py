@@ -57,7 +57,8 @@ def open_existing(uri: str, *, purpose: str) -> Any:
     database = sqlite_file(uri)
     if database is not None and not database.is_file():  # MLflow would make an empty one
         raise StorageError(
-            f"there is no MLflow store at '{redacted(uri)}' {purpose}; set tracking.uri or MLFLOW_TRACKING_URI"
+            f"there is no MLflow store at '{redacted(uri)}' {purpose}; set MLFLOW_TRACKING_URI, or the key "
+            f"tracking.uri or the option --tracking-uri where there is one"
         )
     return open_client(uri)
 
