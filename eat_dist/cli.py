@@ -195,7 +195,8 @@ def main() -> None:
     except SystemExit as stopped:  # typer leaves this way, and turns Ctrl-C into exit code 130
         if stopped.code not in (EXIT_INTERRUPTED, EXIT_TERMINATED):
             raise
-        again = "the same command" if sys.argv[1:2] in (["data"], ["evaluate"]) else "eat-dist train --resume RUN_DIR"
+        once_more = sys.argv[1:2] in (["data"], ["evaluate"], ["compare"], ["register"])
+        again = "the same command" if once_more else "eat-dist train --resume RUN_DIR"
         print(f"interrupted; continue with: {again}", file=sys.stderr)
         _leave(int(stopped.code))
 

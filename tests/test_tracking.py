@@ -6,7 +6,6 @@ import io
 import logging
 import os
 import shutil
-import signal
 import socket
 import subprocess
 import sys
@@ -28,6 +27,7 @@ from eat_dist.report.figures import transfer_matrix_figure
 from eat_dist.tracking import Tracker
 from eat_dist.tracking import tracker as tracking
 from eat_dist.tracking.store import ENVIRONMENT
+from mlflow_server import Server, free_port
 
 CALL_LIMIT = 1.0
 """Seconds a logging call may take, whatever the store does."""
@@ -69,12 +69,6 @@ def client(uri: str | None) -> Any:
     from mlflow import MlflowClient
 
     return MlflowClient(tracking_uri=uri)
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def small_ensemble(folder: Path) -> EmbeddingEnsemble:
@@ -302,44 +296,6 @@ def test_a_full_queue_drops_the_oldest_and_counts_it(
     assert not tracker.close("FINISHED")
     assert tracker.missing == 102
     assert len(warnings_of(caplog)) == 1
-
-
-class Server:
-    """``mlflow server`` on a free port of this machine, with its files in a folder."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        self.port = free_port()
-        self.uri = f"http://127.0.0.1:{self.port}"
-        self.process: subprocess.Popen[bytes] | None = None
-
-    def start(self) -> None:
-        options = ["--host", "127.0.0.1", "--port", str(self.port), "--workers", "1"]
-        options += ["--backend-store-uri", f"sqlite:///{self.folder}/server.db"]
-        options += ["--artifacts-destination", str(self.folder / "artifacts")]
-        self.process = subprocess.Popen(
-            [sys.executable, "-m", "mlflow", "server", *options],
-            # Without its job runner, which is not used here, the server listens in half the time.
-            env=os.environ | {"MLFLOW_DISABLE_TELEMETRY": "true", "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"},
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-            start_new_session=True,
-        )
-        deadline = time.monotonic() + 60
-        while time.monotonic() < deadline:
-            try:
-                socket.create_connection(("127.0.0.1", self.port), timeout=1).close()
-            except OSError:
-                time.sleep(0.1)
-            else:
-                return
-        raise TimeoutError("mlflow server did not listen within 60 s")
-
-    def kill(self) -> None:
-        if self.process is not None:
-            os.killpg(self.process.pid, signal.SIGKILL)
-            self.process.wait()
-            self.process = None
 
 
 @pytest.fixture

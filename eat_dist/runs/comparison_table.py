@@ -20,17 +20,18 @@ def print_comparison(comparison: Comparison, console: Console) -> None:
 
     Where the output is no terminal (a file, a job's log) there is one table, as wide as it needs to be.
     """
-    whole = _table(comparison, figures=True, settings=True)
+    narrow = console.is_terminal
+    whole = _table(comparison, figures=True, settings=True, narrow=narrow)
     if not console.is_terminal or _width(whole, console) <= console.width or not comparison.differing:
         _print(whole, console)
     else:
-        _print(_table(comparison, figures=True, settings=False), console)
-        _print(_table(comparison, figures=False, settings=True), console)
+        _print(_table(comparison, figures=True, settings=False, narrow=narrow), console)
+        _print(_table(comparison, figures=False, settings=True, narrow=narrow), console)
     for line in _legend(comparison):
         console.print(line, markup=False, highlight=False)
 
 
-def _table(comparison: Comparison, *, figures: bool, settings: bool) -> Table:
+def _table(comparison: Comparison, *, figures: bool, settings: bool, narrow: bool) -> Table:
     table = Table(show_edge=False)
     table.add_column("run", overflow="fold")
     shown = comparison.figures if figures else []
@@ -39,7 +40,8 @@ def _table(comparison: Comparison, *, figures: bool, settings: bool) -> Table:
         for heading in _HEADINGS:
             table.add_column(heading, justify="right" if heading in ("M", "seed") else "left")
         for metric in shown:
-            table.add_column(_heading(metric), justify="right")
+            heading = _heading(metric)
+            table.add_column(heading.replace("/", "/\n") if narrow else heading, justify="right")
     names = comparison.differing if settings else []
     for name in names:
         table.add_column(name, justify="right", overflow="fold")
@@ -63,10 +65,9 @@ def _legend(comparison: Comparison) -> list[str]:
 
 
 def _print(table: Table, console: Console) -> None:
-    if console.is_terminal:
-        console.print(table)
-    else:
-        console.print(table, width=_width(table, console), soft_wrap=False, crop=False)
+    if not console.is_terminal:  # for which rich assumes 80 columns
+        console = Console(file=console.file, width=_width(table, console))
+    console.print(table, soft_wrap=False)
 
 
 def _width(table: Table, console: Console) -> int:
