@@ -16,9 +16,9 @@ from eat_dist.provenance import git_state
 from eat_dist.runs.checks import check_names, with_absolute_paths, with_data_prepared
 from eat_dist.runs.evaluation import Subject, evaluate_subject, evaluation_folder
 from eat_dist.runs.saved import config_of
-from eat_dist.runs.summary import flat_figures, summary_with
+from eat_dist.runs.summary import summary_with
 from eat_dist.runs.target import names_run
-from eat_dist.runs.tracked import dataset_record
+from eat_dist.runs.tracked import dataset_record, log_figures
 from eat_dist.storage import Folder
 from eat_dist.tracking import Status, Tracker
 
@@ -115,7 +115,7 @@ def _track(
         if run_id is None:
             tracker.log_params(config.model_dump(mode="json"))
             tracker.log_datasets([dataset_record(config.data, subject.test, subject.test.digest(), testing=True)])
-        tracker.log_metrics(flat_figures(summary), step=int(summary.get("iterations", 0)))
+        log_figures(tracker, summary)
         where = f"evaluation/{config.evaluation.protocol}"
         tracker.log_text(folder.read(f"{where}/summary.json").decode(), f"{where}/summary.json")
         status = "FINISHED"

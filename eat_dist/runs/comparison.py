@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -12,8 +12,9 @@ from pathlib import Path
 from eat_dist.errors import ConfigError, StorageError
 from eat_dist.report.reading import read_runs
 from eat_dist.runs.saved import config_of
-from eat_dist.runs.summary import flat_figures
+from eat_dist.runs.summary import flat_figures, measurement
 from eat_dist.runs.target import names_run
+from eat_dist.runs.tracked import MEASURED
 from eat_dist.storage import Folder
 from eat_dist.tracking.reading import TrackedRun, find_runs
 from eat_dist.tracking.sending import flattened
@@ -27,15 +28,7 @@ FIXED = ("data.dataset", "defense.name", "defense.transfer_rule", "ensemble.memb
 _PLACES = ("name", "data.root", "data.test_root", "data.shards", "data.cache", "data.workers", "evaluation.batch_size")
 _PLACES_BELOW = ("tracking.", "cluster.", "checkpoint.")
 _LOWER_IS_BETTER = ("_loss", "_rate", "displacement", "_norm", "vulnerability", "perturbation", "_std", "_mib")
-# What a figure under attack depends on besides the model. ε is that of training where none is set.
-_MEASURED_WITH: dict[str, Callable[[Mapping[str, str]], str | None]] = {
-    "dataset": lambda params: params.get("data.dataset"),
-    "protocol": lambda params: params.get("evaluation.protocol"),
-    "norm": lambda params: params.get("attack.norm"),
-    "ε": lambda params: _either(params, "evaluation.epsilon", "attack.epsilon"),
-    "steps": lambda params: params.get("evaluation.num_steps"),
-    "objectives": lambda params: params.get("evaluation.objectives"),
-}
+_MEASURED = {"num_steps": "steps", "epsilon": "ε"}  # in the words of the table
 
 
 @dataclass(frozen=True)
@@ -51,6 +44,7 @@ class Row:
         folder: Path or URL of the run folder; None where it is not known.
         params: Flat, as text.
         metrics: The final figures among them.
+        measured: What those were measured with, as :func:`eat_dist.runs.summary.measurement` has it.
     """
 
     key: str
@@ -61,6 +55,7 @@ class Row:
     folder: str | None
     params: Mapping[str, str]
     metrics: Mapping[str, float]
+    measured: Mapping[str, str]
 
 
 @dataclass(frozen=True)
@@ -99,8 +94,14 @@ class Comparison:
     @cached_property
     def measured_unlike(self) -> list[str]:
         """In which settings of measurement the runs with figures differ: then there is no best among them."""
-        measured = [row.params for _, row in self.rows if any(name in row.metrics for name in self.figures)]
-        return [name for name, pick in _MEASURED_WITH.items() if len({pick(params) for params in measured}) > 1]
+        measured = [
+            {"dataset": row.params.get("data.dataset"), **row.measured}
+            for _, row in self.rows
+            if any(name in row.metrics for name in self.figures)
+        ]
+        aspects = dict.fromkeys(name for settings in measured for name in settings)
+        unlike = [name for name in aspects if len({settings.get(name) for settings in measured}) > 1]
+        return [_MEASURED.get(name, name) for name in unlike]
 
     def best(self, metric: str) -> float | None:
         """The best value of a metric; None where the runs were not measured alike, or only one has it."""
@@ -178,6 +179,7 @@ def _row_of_folder(reference: str) -> Row:
         folder=str(folder),
         params={name: str(value) for name, value in flattened(config)},
         metrics=flat_figures(summary),
+        measured=measurement(summary),
     )
 
 
@@ -194,6 +196,7 @@ def _row_of_run(run: TrackedRun) -> Row:
         folder=run.tags.get("run_folder"),
         params=run.params,
         metrics=run.metrics,
+        measured={name.removeprefix(MEASURED): value for name, value in run.tags.items() if name.startswith(MEASURED)},
     )
 
 
@@ -233,11 +236,6 @@ def _in_order(rows: list[Row], metric: str | None) -> list[tuple[int, Row]]:
         for top in tops
         for depth, row in [(0, top), *((1, trial) for trial in sorted(trials.get(top.key, ()), key=rank))]
     ]
-
-
-def _either(params: Mapping[str, str], first: str, second: str) -> str | None:
-    value = params.get(first)
-    return params.get(second) if value in (None, "None") else value
 
 
 def _age(seconds: float) -> str:

@@ -13,7 +13,7 @@ from eat_dist.models.ensemble import load_spec
 from eat_dist.runs.saved import config_of
 from eat_dist.runs.summary import flat_figures
 from eat_dist.runs.target import names_run
-from eat_dist.runs.tracked import version_tags
+from eat_dist.runs.tracked import log_figures, version_tags
 from eat_dist.storage import Folder
 from eat_dist.tracking import Status, Tracker
 from eat_dist.tracking.reading import find_runs, register_logged
@@ -79,7 +79,7 @@ def _send_and_register(
             tracker.log_params(config.model_dump(mode="json"))
             tracker.log_text(folder.read("config.yaml").decode(), "config.yaml")
             tracker.log_text(folder.read("summary.json").decode(), "summary.json")
-            tracker.log_metrics(flat_figures(summary), step=int(summary.get("iterations", 0)))
+            log_figures(tracker, summary)
             model = folder.child("model")
             for file in model.names():
                 Path(copy, file).write_bytes(model.read(file))

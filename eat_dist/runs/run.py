@@ -41,7 +41,7 @@ from eat_dist.runs.checks import (
 from eat_dist.runs.evaluation import Subject, evaluate_subject, evaluation_folder
 from eat_dist.runs.saved import config_of
 from eat_dist.runs.summary import flat_figures, step_metrics, summary_with
-from eat_dist.runs.tracked import EpochMeans, dataset_record, run_tags, version_tags
+from eat_dist.runs.tracked import EpochMeans, dataset_record, log_figures, run_tags, version_tags
 from eat_dist.storage import Folder
 from eat_dist.tracking import Status, Tracker
 
@@ -246,7 +246,7 @@ class _Run:
             )
             summary = summary_with(summary, config, measured)
         folder.write_json("summary.json", summary)
-        tracker.log_metrics(flat_figures(summary), step=self.schedule.iterations)
+        log_figures(tracker, summary)
         tracker.log_text((folder.read("summary.json")).decode(), "summary.json")
         for name in folder.child("model").names():
             (copy / name).write_bytes(folder.read(f"model/{name}"))

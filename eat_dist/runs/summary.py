@@ -55,6 +55,20 @@ def flat_figures(summary: dict[str, Any]) -> dict[str, float]:
     return flat
 
 
+def measurement(summary: dict[str, Any]) -> dict[str, str]:
+    """What the figures of a summary were measured with, as text; empty where nothing was measured.
+
+    Returns:
+        ``protocol``, ``norm``, ``epsilon``, ``num_steps``, ``images``, ``classes``, and ``attacks`` (on the ensemble).
+    """
+    about = summary.get("evaluation")
+    if about is None:
+        return {}
+    found = {name: about[name] for name in ("protocol", "norm", "num_steps", "images", "classes")}
+    found |= {"epsilon": f"{about['epsilon']:.6g}", "attacks": ", ".join(sorted(summary["attacked"]))}
+    return {name: str(value) for name, value in found.items()}
+
+
 def _worst_of_each_attack(attacked: dict[str, dict[str, float | None]]) -> dict[str, dict[str, float]]:
     """Attack → its lowest figures over all its objectives, of those where lower is worse."""
     lowest: dict[str, dict[str, float]] = {}

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 from eat_dist import __version__
 from eat_dist.config import ClusterConfig, DataConfig, RunConfig
 from eat_dist.data.images import ImageSet
 from eat_dist.member import Schedule
 from eat_dist.robustness.statistics import EnsembleStatistics
-from eat_dist.runs.summary import step_metrics
+from eat_dist.runs.summary import flat_figures, measurement, step_metrics
 from eat_dist.storage import Folder
-from eat_dist.tracking import DatasetRecord
+from eat_dist.tracking import DatasetRecord, Tracker
+
+MEASURED = "evaluation."
+"""What the tags of :func:`eat_dist.runs.summary.measurement` begin with."""
 
 _QUOTED = ("r_at_1", "map_at_r", "nmi", "f1")  # figures that a registered version carries
 
@@ -41,6 +45,13 @@ def dataset_record(config: DataConfig, images: ImageSet, sha256: str, *, testing
         classes=images.num_classes,
         image_shape=images.image_shape,
     )
+
+
+def log_figures(tracker: Tracker, summary: dict[str, Any]) -> None:
+    """Send a summary's figures, and as tags what they were measured with: params cannot change, an evaluation may."""
+    tracker.log_metrics(flat_figures(summary), step=int(summary.get("iterations", 0)))
+    if measured := measurement(summary):
+        tracker.log_tags({f"{MEASURED}{name}": value for name, value in measured.items()})
 
 
 def version_tags(figures: Mapping[str, float], tags: Mapping[str, str]) -> dict[str, str]:

@@ -6,6 +6,7 @@ import logging
 from collections.abc import Mapping
 from typing import Any, Literal
 
+from eat_dist.tracking.sending import send_tags
 from eat_dist.tracking.store import open_existing, sqlite_file, store_uri, trouble
 
 _log = logging.getLogger(__name__)
@@ -26,7 +27,6 @@ def create_run(client: Any, experiment: str, name: str, tags: Mapping[str, str],
 
 def reopen_run(client: Any, run_id: str, tags: Mapping[str, str]) -> bool:
     """Go on with a run; False where the store does not have it, or has deleted it."""
-    from mlflow.entities import RunTag  # noqa: PLC0415
     from mlflow.exceptions import MlflowException  # noqa: PLC0415
 
     try:
@@ -38,7 +38,7 @@ def reopen_run(client: Any, run_id: str, tags: Mapping[str, str]) -> bool:
     if run.info.lifecycle_stage == "deleted":
         return False
     client.update_run(run_id, status="RUNNING")
-    client.log_batch(run_id, tags=[RunTag(name, value) for name, value in tags.items()], synchronous=True)
+    send_tags(client, run_id, tags)
     return True
 
 

@@ -17,7 +17,7 @@ from eat_dist import __version__
 from eat_dist.tracking.store import shortened
 
 # MLflow's limits; values of more than 500 characters are refused by its older servers.
-METRICS_PER_REQUEST, PARAMS_PER_REQUEST, PARAM_LENGTH = 1000, 100, 500
+METRICS_PER_REQUEST, PARAMS_PER_REQUEST, PARAM_LENGTH, TAG_LENGTH = 1000, 100, 500, 5000
 
 DIGEST_LENGTH = 36  # MLflow's limit for a dataset's digest
 MODEL = "ensemble"  # what the model is called in its run
@@ -70,7 +70,14 @@ def send_params(client: Any, run_id: str, params: Mapping[str, str]) -> None:
         client.log_batch(run_id, params=new[start : start + PARAMS_PER_REQUEST], synchronous=True)
     changed = [f"{name}: {known[name]} → {value}" for name, value in params.items() if known.get(name, value) != value]
     if changed:
-        client.set_tag(run_id, "changed_on_resume", shortened("; ".join(changed), 5000))
+        client.set_tag(run_id, "changed_on_resume", shortened("; ".join(changed), TAG_LENGTH))
+
+
+def send_tags(client: Any, run_id: str, tags: Mapping[str, str]) -> None:
+    """Set tags, over those that the run has."""
+    from mlflow.entities import RunTag  # noqa: PLC0415
+
+    client.log_batch(run_id, tags=[RunTag(name, value) for name, value in tags.items()], synchronous=True)
 
 
 def send_datasets(client: Any, run_id: str, datasets: Sequence[DatasetRecord]) -> None:

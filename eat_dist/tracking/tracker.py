@@ -22,6 +22,7 @@ from eat_dist.tracking.lifecycle import PARENT_TAG, Status, create_run, reopen_r
 from eat_dist.tracking.sending import (
     METRICS_PER_REQUEST,
     PARAM_LENGTH,
+    TAG_LENGTH,
     DatasetRecord,
     MetricValue,
     flattened,
@@ -31,6 +32,7 @@ from eat_dist.tracking.sending import (
     send_metrics,
     send_model,
     send_params,
+    send_tags,
 )
 from eat_dist.tracking.store import (
     check_writable,
@@ -159,6 +161,11 @@ class Tracker:
         """
         flat = {name: shortened(str(value), PARAM_LENGTH) for name, value in flattened(params)}
         self._add("params", lambda client, run_id: send_params(client, run_id, flat))
+
+    def log_tags(self, tags: Mapping[str, str]) -> None:
+        """Set tags of at most 5000 characters, over those that the run has."""
+        short = {name: shortened(value, TAG_LENGTH) for name, value in tags.items()}
+        self._add("tags", lambda client, run_id: send_tags(client, run_id, short))
 
     def log_text(self, text: str, artifact_path: str) -> None:
         """Store a text as a file, e.g. the resolved config under ``config.yaml``."""
