@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import atexit
+import json
 import logging
 import os
 import shlex
+import signal
 import sys
 import warnings
 from pathlib import Path
@@ -13,6 +15,7 @@ from typing import TYPE_CHECKING, Annotated, NoReturn
 
 import typer
 
+from eat_dist.cli_compare import compare, register
 from eat_dist.cli_data import app as data_app
 from eat_dist.cli_submit import submit
 from eat_dist.cli_sweep import sweep
@@ -34,9 +37,12 @@ app = typer.Typer(
 app.add_typer(data_app, name="data")
 app.command(context_settings={"ignore_unknown_options": True})(submit)
 app.command()(sweep)
+app.command()(compare)
+app.command()(register)
 
 EXIT_USER_ERROR = 2
 EXIT_INTERRUPTED = 130
+EXIT_TERMINATED = 128 + signal.SIGTERM
 
 
 @app.command()
@@ -56,12 +62,17 @@ def train(  # noqa: PLR0917  (typer takes options as arguments)
             help="Continue the run of this config in --run-dir, start it if there is none, report it if finished.",
         ),
     ] = False,
+    register: Annotated[
+        str | None, typer.Option(help="Add the ensemble to this registered model in MLflow (tracking.register_as).")
+    ] = None,
 ) -> None:
     """Train an ensemble, evaluate it clean and under attack, and say where everything is."""
     from eat_dist.config import load_config
     from eat_dist.console import Console
     from eat_dist.errors import ConfigError
 
+    if register is not None:
+        assignments = [*(assignments or []), f"tracking.register_as={json.dumps(register)}"]
     if resume is not None and (config or assignments or run_dir is not None or overwrite or resume_or_start):
         raise ConfigError("--resume takes everything from the run's folder; give it alone")
     if resume_or_start and (run_dir is None or overwrite):
@@ -195,19 +206,26 @@ def main(*command: str) -> None:
     sys.argv[1:1] = command
     warnings.showwarning = lambda message, *_, **__: print(f"warning: {message}", file=sys.stderr)
     logging.basicConfig(level=logging.WARNING, format="warning: %(message)s", stream=sys.stderr)
+    # So that a job that is stopped, or a node that is taken away, ends its MLflow run like Ctrl-C does.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(EXIT_TERMINATED))
     try:
         app()
     except EatError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(EXIT_USER_ERROR)
     except SystemExit as stopped:  # typer leaves this way, and turns Ctrl-C into exit code 130
-        if stopped.code != EXIT_INTERRUPTED:
+        if stopped.code not in (EXIT_INTERRUPTED, EXIT_TERMINATED):
             raise
-        again = "the same command" if sys.argv[1:2] in (["data"], ["evaluate"]) else "eat-dist train --resume RUN_DIR"
-        again = "eat-dist sweep --resume SWEEP_DIR" if sys.argv[1:2] == ["sweep"] else again
         if sys.argv[1:2] != ["submit"]:  # which has said what becomes of the job
-            print(f"interrupted; continue with: {again}", file=sys.stderr)
-        _leave(EXIT_INTERRUPTED)
+            print(f"interrupted; continue with: {_again(sys.argv[1:])}", file=sys.stderr)
+        _leave(int(stopped.code))
+
+
+def _again(words: list[str]) -> str:
+    """The command that goes on where an interrupted one stopped."""
+    if words[:1] == ["sweep"]:
+        return "eat-dist sweep --resume SWEEP_DIR"
+    return "eat-dist train --resume RUN_DIR" if words[:1] == ["train"] else "the same command"
 
 
 def _leave(code: int) -> NoReturn:
@@ -232,6 +250,10 @@ def _report(finished: Finished) -> None:
     console.say(f"summary      {folder.child('summary.json')}")
     console.say(f"ensemble     {folder.child('model')}")
     _say_where_mlflow_is(console, finished.tracking_uri, finished.mlflow_run_id)
+    if finished.mlflow_missing:
+        console.say(f"             incomplete: {finished.mlflow_missing} records did not arrive there")
+    if finished.registered is not None:
+        console.say(f"registered   {finished.registered}")
 
 
 def _say_where_mlflow_is(console: Console, uri: str | None, run_id: str | None) -> None:

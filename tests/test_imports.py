@@ -18,13 +18,14 @@ FLOORS = [
     {"in_process", "embedding", "console", "tracking", "report", "cluster"},
     {"runs"},
     {"sweeps"},
-    {"cli", "cli_data", "cli_submit", "cli_sweep", "__main__"},
+    {"cli", "cli_compare", "cli_data", "cli_submit", "cli_sweep", "__main__"},
 ]
 # Rooms of one floor know nothing of each other, but for the loop of a member, which saves and records itself.
 ALLOWED_WITHIN_A_FLOOR = {
     ("member", "checkpoint"),
     ("member", "history"),
     ("cli", "cli_data"),
+    ("cli", "cli_compare"),
     ("cli", "cli_submit"),
     ("cli", "cli_sweep"),
     ("storage", "bucket"),

@@ -24,7 +24,7 @@ from eat_dist.evaluation.model_check import check_model
 from eat_dist.models.ensemble import EmbeddingEnsemble, EnsembleSpec, save_ensemble
 from eat_dist.runs.target import Target, names_run, open_target
 from eat_dist.tracking import Tracker
-from eat_dist.tracking import tracker as tracking
+from eat_dist.tracking.store import ENVIRONMENT
 
 MODEL = ModelConfig(widths=(4, 8), embedding_dim=6)
 CONFIG = parse_config({"model": {"widths": [4, 8], "embedding_dim": 6}, "seed": 7})
@@ -34,7 +34,7 @@ WriteModule = Callable[[str], str]
 @pytest.fixture(autouse=True)
 def working_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """An empty working folder, not on the module path, and no MLflow variables; all is restored after."""
-    for name in [*os.environ, *tracking._ENVIRONMENT, "MLFLOW_TRACKING_URI", "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR"]:
+    for name in [*os.environ, *ENVIRONMENT, "MLFLOW_TRACKING_URI", "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR"]:
         if name.startswith("MLFLOW_"):
             monkeypatch.setenv(name, "")  # remembers the value, absent or not, and restores it
             monkeypatch.delenv(name)
@@ -298,7 +298,7 @@ class Trap:
 def store(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Store]:
     folder = tmp_path_factory.mktemp("store")
     with pytest.MonkeyPatch.context() as patch:
-        for name in (*tracking._ENVIRONMENT, "MLFLOW_TRACKING_URI"):
+        for name in (*ENVIRONMENT, "MLFLOW_TRACKING_URI"):
             patch.setenv(name, "")
             patch.delenv(name)
         ensemble = ensemble_in(folder / "model", inverted=True)

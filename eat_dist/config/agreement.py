@@ -16,6 +16,8 @@ def disagreements(config: RunConfig) -> Iterable[str]:
     yield from _of_split(config)
     yield from _of_training(config)
     yield from _of_replicas(config)
+    if config.tracking.register_as is not None and not config.tracking.enabled:
+        yield "tracking.register_as (--register) registers in MLflow, so tracking.enabled must be true"
 
 
 def _of_defense(config: RunConfig) -> Iterable[str]:

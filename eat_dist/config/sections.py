@@ -248,6 +248,9 @@ class TrackingConfig(_Section):
     enabled: bool = True
     uri: str | None = Field(None, description="Overrides MLFLOW_TRACKING_URI.")
     experiment: str = "eat_dist"
+    register_as: str | None = Field(
+        None, pattern=r"^[A-Za-z0-9_][A-Za-z0-9._-]*$", description="Registered model that the ensemble is added to."
+    )
 
 
 class ClusterConfig(_Section):

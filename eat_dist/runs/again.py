@@ -6,7 +6,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from eat_dist import __version__
 from eat_dist.config import RunConfig, dump_config, load_config, override
@@ -16,10 +16,11 @@ from eat_dist.provenance import git_state
 from eat_dist.runs.checks import check_names, with_absolute_paths, with_data_prepared
 from eat_dist.runs.evaluation import Subject, evaluate_subject, evaluation_folder
 from eat_dist.runs.saved import config_of
-from eat_dist.runs.summary import flat_figures, summary_with
+from eat_dist.runs.summary import summary_with
 from eat_dist.runs.target import names_run, names_weights
+from eat_dist.runs.tracked import dataset_record, log_figures
 from eat_dist.storage import Folder
-from eat_dist.tracking import Tracker
+from eat_dist.tracking import Status, Tracker
 
 
 @dataclass(frozen=True)
@@ -98,23 +99,25 @@ def evaluate_target(
     summary = summary_with(earlier or {"name": Path(folder.path).name}, config, results)
     if run is not None:
         run.write_json("summary.json", summary)
-    uri, run_id = _track(config, folder, summary, results, None if earlier is None else earlier["mlflow_run_id"])
+    uri, run_id = _track(subject, folder, summary, results, None if earlier is None else earlier["mlflow_run_id"])
     return Evaluated(folder, results, config, uri, run_id)
 
 
 def _track(
-    config: RunConfig, folder: Folder, summary: dict[str, Any], results: dict[str, Any], run_id: str | None
+    subject: Subject, folder: Folder, summary: dict[str, Any], results: dict[str, Any], run_id: str | None
 ) -> tuple[str | None, str | None]:
     """Send the figures to the run's own MLflow run, or to a new one."""
+    config = subject.config
     tags = {"dataset": config.data.dataset, "protocol": config.evaluation.protocol, "run_folder": str(folder)}
     tags |= {"target": results["target"]["name"], "eat_dist": __version__}
     tags |= {f"git.{name}": value for name, value in git_state(Path.cwd()).items()}
     tracker = Tracker.start(config, run_name=Path(folder.path).name, tags=tags, resume_run_id=run_id)
-    status: Literal["FINISHED", "FAILED"] = "FAILED"
+    status: Status = "FAILED"
     try:
         if run_id is None:
             tracker.log_params(config.model_dump(mode="json"))
-        tracker.log_metrics(flat_figures(summary), step=int(summary.get("iterations", 0)))
+            tracker.log_datasets([dataset_record(config.data, subject.test, subject.test.digest(), testing=True)])
+        log_figures(tracker, summary)
         where = f"evaluation/{config.evaluation.protocol}"
         tracker.log_text(folder.read(f"{where}/summary.json").decode(), f"{where}/summary.json")
         status = "FINISHED"

@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -44,8 +44,9 @@ from eat_dist.runs.evaluation import Subject, evaluate_subject, evaluation_folde
 from eat_dist.runs.lease import check_not_held, holding
 from eat_dist.runs.saved import config_of
 from eat_dist.runs.summary import flat_figures, step_metrics, summary_of_training, summary_with
+from eat_dist.runs.tracked import EpochMeans, dataset_record, log_figures, run_tags, version_tags
 from eat_dist.storage import Folder
-from eat_dist.tracking import Tracker
+from eat_dist.tracking import Status, Tracker
 
 # Iterations whose numbers go to MLflow, at most; the run folder has all of them.
 _TRACKED_ITERATIONS = 1000
@@ -63,15 +64,21 @@ class Finished:
         summary: The content of ``summary.json``.
         tracking_uri: MLflow's store, None where tracking is off.
         mlflow_run_id: None where MLflow never answered.
+        mlflow_missing: Records that MLflow does not have.
+        registered: ``models:/NAME/VERSION``, None where nothing was registered.
     """
 
     folder: Folder
     summary: dict[str, Any]
     tracking_uri: str | None
     mlflow_run_id: str | None
+    mlflow_missing: int = 0
+    registered: str | None = None
 
 
-def start_run(config: RunConfig, *, run_dir: str | None, overwrite: bool, console: Console) -> Finished:
+def start_run(
+    config: RunConfig, *, run_dir: str | None, overwrite: bool, console: Console, parent_run_id: str | None = None
+) -> Finished:
     """Train, evaluate and record a new run.
 
     No file but the folder's lease is written before config, data and cluster have been found good.
@@ -81,6 +88,7 @@ def start_run(config: RunConfig, *, run_dir: str | None, overwrite: bool, consol
         run_dir: Path or URL; default ``runs/NAME-TIME``.
         overwrite: Delete an earlier run in that folder first.
         console: Where progress goes.
+        parent_run_id: The MLflow run of the sweep or study that this is a trial of. A trial is not registered.
 
     Raises:
         StorageError: Somebody else works on that folder (:mod:`eat_dist.runs.lease`).
@@ -92,10 +100,12 @@ def start_run(config: RunConfig, *, run_dir: str | None, overwrite: bool, consol
     check_not_held(folder)
     check_free(folder, overwrite=overwrite)
     with holding(folder):
-        return start_in(folder, config, overwrite=overwrite, console=console)
+        return start_in(folder, config, overwrite=overwrite, console=console, parent_run_id=parent_run_id)
 
 
-def start_in(folder: Folder, config: RunConfig, *, overwrite: bool, console: Console) -> Finished:
+def start_in(
+    folder: Folder, config: RunConfig, *, overwrite: bool, console: Console, parent_run_id: str | None = None
+) -> Finished:
     """:func:`start_run` in a folder that this process holds."""
     check_free(folder, overwrite=overwrite)
     config = with_absolute_paths(config)
@@ -106,11 +116,14 @@ def start_in(folder: Folder, config: RunConfig, *, overwrite: bool, console: Con
     if overwrite:
         clear(folder)
     write_first_files(folder, config, data, splits)
-    return _Run(placed, folder, data=data, splits=splits, console=console).go(None, resumed=False)
+    run = _Run(placed, folder, data=data, splits=splits, console=console, parent_run_id=parent_run_id)
+    return run.go(None, resumed=False)
 
 
-def resume_run(run_dir: str, *, console: Console) -> Finished:
+def resume_run(run_dir: str, *, console: Console, parent_run_id: str | None = None) -> Finished:
     """Continue a run from its newest good checkpoint, with the config saved in its folder.
+
+    ``parent_run_id`` is as in :func:`start_run`.
 
     Raises:
         CheckpointError: There is no usable checkpoint.
@@ -121,10 +134,10 @@ def resume_run(run_dir: str, *, console: Console) -> Finished:
     config_of(folder)
     check_not_held(folder)
     with holding(folder):
-        return resume_in(folder, config_of(folder), console=console)
+        return resume_in(folder, config_of(folder), console=console, parent_run_id=parent_run_id)
 
 
-def resume_in(folder: Folder, config: RunConfig, *, console: Console) -> Finished:
+def resume_in(folder: Folder, config: RunConfig, *, console: Console, parent_run_id: str | None = None) -> Finished:
     """:func:`resume_run` in a folder that this process holds."""
     found = Checkpoints(folder.child("checkpoints"), config).newest()
     if found is None:
@@ -140,7 +153,8 @@ def resume_in(folder: Folder, config: RunConfig, *, console: Console) -> Finishe
     check_same_data(folder, data)
     splits = splits_of(config, data)
     check_cluster(config)
-    return _Run(placed, folder, data=data, splits=splits, console=console).go(found.mlflow_run_id, resumed=True)
+    run = _Run(placed, folder, data=data, splits=splits, console=console, parent_run_id=parent_run_id)
+    return run.go(found.mlflow_run_id, resumed=True)
 
 
 def write_first_files(folder: Folder, config: RunConfig, data: ZeroShotData, splits: Splits) -> None:
@@ -170,44 +184,61 @@ class _Run:
     """The part that new and resumed runs share."""
 
     def __init__(
-        self, config: RunConfig, folder: Folder, *, data: ZeroShotData, splits: Splits, console: Console
+        self,
+        config: RunConfig,
+        folder: Folder,
+        *,
+        data: ZeroShotData,
+        splits: Splits,
+        console: Console,
+        parent_run_id: str | None,
     ) -> None:
         self.config = config
         self.folder = folder
         self.data = data
         self.splits = splits
         self.console = console
+        self.parent_run_id = parent_run_id
         self.schedule = Schedule.of(config, splits)
         self.last: EnsembleStatistics | None = None
 
     def go(self, mlflow_run_id: str | None, *, resumed: bool) -> Finished:
         config, git = self.config, git_state(Path.cwd())
-        tags = {
-            "defense": config.defense.name,
-            "dataset": config.data.dataset,
-            "backbone": config.model.backbone,
-            "run_folder": str(self.folder),
-            "eat_dist": __version__,
-        } | {f"git.{name}": value for name, value in git.items()}
-        run_name = Path(self.folder.path).name
-        tracker = Tracker.start(config, run_name=run_name, tags=tags, resume_run_id=mlflow_run_id)
-        tracker.log_params(config.model_dump(mode="json"))
-        tracker.log_text(self.folder.read("config.yaml").decode(), "config.yaml")
-        about = {"schema": 1, "eat_dist": __version__, "git": git, "tags": tags, "data": digests(self.data)}
-        self.folder.write_json("run.json", about)
-        status: Literal["FINISHED", "FAILED", "KILLED"] = "FAILED"
+        tags = run_tags(config, self.folder, git)
+        tracker = Tracker.start(
+            config,
+            run_name=Path(self.folder.path).name,
+            tags=tags,
+            resume_run_id=mlflow_run_id,
+            parent_run_id=self.parent_run_id,
+        )
+        status: Status = "FAILED"
         with tempfile.TemporaryDirectory() as copy:
             try:
-                finished = self._train_and_evaluate(tracker, Path(copy), resumed=resumed)
+                self._introduce(tracker, {"eat_dist": __version__, "git": git, "tags": tags})
+                summary = self._train_and_evaluate(tracker, Path(copy), resumed=resumed)
+                if config.tracking.register_as is not None and self.parent_run_id is None:
+                    tracker.register(config.tracking.register_as, version_tags(flat_figures(summary), tags))
                 status = "FINISHED"
-            except KeyboardInterrupt:
+            except (KeyboardInterrupt, SystemExit):  # SIGTERM is the latter
                 status = "KILLED"
                 raise
             finally:
                 tracker.close(status)
-        return finished
+        return Finished(self.folder, summary, tracker.uri, tracker.run_id, tracker.missing, tracker.registered)
 
-    def _train_and_evaluate(self, tracker: Tracker, copy: Path, *, resumed: bool) -> Finished:
+    def _introduce(self, tracker: Tracker, about: dict[str, Any]) -> None:
+        """What is on record before training: settings, images and code."""
+        config, sums = self.config, digests(self.data)
+        tracker.log_params(config.model_dump(mode="json"))
+        sets = (("train", self.data.train), ("test", self.data.test))
+        tracker.log_datasets(
+            [dataset_record(config.data, images, sums[name], testing=name == "test") for name, images in sets]
+        )
+        tracker.log_text(self.folder.read("config.yaml").decode(), "config.yaml")
+        self.folder.write_json("run.json", {"schema": 1, **about, "data": sums})
+
+    def _train_and_evaluate(self, tracker: Tracker, copy: Path, *, resumed: bool) -> dict[str, Any]:
         config, folder = self.config, self.folder
         begin = time.perf_counter()
         with self.console.training(self.schedule) as show:
@@ -245,12 +276,12 @@ class _Run:
             )
             summary = summary_with(summary, config, measured)
         folder.write_json("summary.json", summary)
-        tracker.log_metrics(flat_figures(summary), step=self.schedule.iterations)
+        log_figures(tracker, summary)
         tracker.log_text((folder.read("summary.json")).decode(), "summary.json")
         for name in folder.child("model").names():
             (copy / name).write_bytes(folder.read(f"model/{name}"))
-        tracker.log_ensemble(str(copy), spec.image_shape)
-        return Finished(folder, summary, tracker.uri, tracker.run_id)
+        tracker.log_ensemble(str(copy), spec.image_shape, digest=digest)
+        return summary
 
     def _name_the_slowest(self, shares: list[float]) -> None:
         """Say which member held the others up, if one did; ``shares`` of the time that each waited."""
@@ -264,12 +295,16 @@ class _Run:
 
     def _train(self, tracker: Tracker, show: Callable[[EnsembleStatistics], None]) -> list[MemberResult]:
         every = max(1, self.schedule.iterations // _TRACKED_ITERATIONS)
+        epochs = EpochMeans(self.schedule)
 
         def on_iteration(ensemble: EnsembleStatistics) -> None:
             self.last = ensemble
             show(ensemble)
             if ensemble.iteration % every == 0 or ensemble.iteration == self.schedule.iterations:
                 tracker.log_metrics(step_metrics(ensemble), step=ensemble.iteration)
+            if (ended := epochs.add(ensemble)) is not None:
+                epoch, means = ended
+                tracker.log_metrics(means, step=epoch)
 
         if self.config.cluster.backend == "local":
             return train_in_process(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -74,7 +75,7 @@ def step_metrics(ensemble: EnsembleStatistics) -> dict[str, float]:
 
 
 def flat_figures(summary: dict[str, Any]) -> dict[str, float]:
-    """``clean/r_at_1``, ``attacked/pgd20/…/nmi``, ``member_0/clean/f1`` …"""
+    """``clean/r_at_1``, ``attacked/pgd20/nmi``, ``attacked/pgd20/displacement/nmi``, ``member_0/clean/f1`` …"""
     flat: dict[str, float] = {}
 
     def walk(prefix: str, value: Any) -> None:
@@ -85,10 +86,36 @@ def flat_figures(summary: dict[str, Any]) -> dict[str, float]:
         elif isinstance(value, (int, float)):
             flat[prefix] = float(value)
 
-    for part in ("clean", "attacked", "worst"):
-        walk(part, summary.get(part, {}))
-        for rank, member in enumerate(summary.get("members", [])):
-            walk(f"member_{rank}/{part}", member[part])
+    measured = [("", summary)] + [(f"member_{rank}/", entry) for rank, entry in enumerate(summary.get("members", []))]
+    for prefix, entry in measured:
+        for part in ("clean", "attacked", "worst"):
+            walk(f"{prefix}{part}", entry.get(part, {}))
+        walk(f"{prefix}attacked", _worst_of_each_attack(entry.get("attacked", {})))
     for rank, mebibytes in enumerate(summary.get("peak_memory_mib", [])):
         flat[f"member_{rank}/peak_memory_mib"] = float(mebibytes)
     return flat
+
+
+def measurement(summary: dict[str, Any]) -> dict[str, str]:
+    """What the figures of a summary were measured with, as text; empty where nothing was measured.
+
+    Returns:
+        ``protocol``, ``norm``, ``epsilon``, ``num_steps``, ``images``, ``classes``, and ``attacks`` (on the ensemble).
+    """
+    about = summary.get("evaluation")
+    if about is None:
+        return {}
+    found = {name: about[name] for name in ("protocol", "norm", "num_steps", "images", "classes")}
+    found |= {"epsilon": f"{about['epsilon']:.6g}", "attacks": ", ".join(sorted(summary["attacked"]))}
+    return {name: str(value) for name, value in found.items()}
+
+
+def _worst_of_each_attack(attacked: dict[str, dict[str, float | None]]) -> dict[str, dict[str, float]]:
+    """Attack → its lowest figures over all its objectives, of those where lower is worse."""
+    lowest: dict[str, dict[str, float]] = {}
+    for key, figures in attacked.items():
+        worst = lowest.setdefault(key.partition("/")[0], {})
+        for name, value in figures.items():
+            if value is not None and (name in ("map_at_r", "nmi", "ami", "f1") or re.fullmatch(r"r_at_\d+", name)):
+                worst[name] = min(value, worst.get(name, value))
+    return lowest

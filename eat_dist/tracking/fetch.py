@@ -10,7 +10,8 @@ from typing import Any
 import yaml
 
 from eat_dist.errors import StorageError
-from eat_dist.tracking.tracker import _ENVIRONMENT, _quiet_mlflow, _reason, _redacted, _sqlite_file, _store_uri
+from eat_dist.tracking.sending import newest_model
+from eat_dist.tracking.store import open_existing, reason, redacted, store_uri
 
 _FORMS = "runs:/RUN_ID/ensemble, models:/NAME/VERSION, models:/NAME@ALIAS or models:/MODEL_ID"
 _LOADER = "eat_dist.pyfunc_model"
@@ -34,27 +35,20 @@ def fetch_ensemble(model_uri: str, destination: str | os.PathLike[str], *, track
     Raises:
         StorageError: The store does not answer or does not have it, or it is a model of another making.
     """
-    uri = _store_uri(tracking_uri)
-    for name, value in {**_ENVIRONMENT, "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false"}.items():
-        os.environ.setdefault(name, value)
-    database = _sqlite_file(uri)
-    if database is not None and not database.is_file():  # MLflow would make an empty one
-        raise StorageError(
-            f"there is no MLflow store at '{uri}' to fetch '{model_uri}' from; set tracking.uri or MLFLOW_TRACKING_URI"
-        )
-    _quiet_mlflow()
-    from mlflow import MlflowClient  # noqa: PLC0415  (takes seconds)
+    uri = store_uri(tracking_uri)
+    os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
+    client = open_existing(uri, purpose=f"to fetch '{model_uri}' from")
     from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository  # noqa: PLC0415
 
     try:
-        location = _location(MlflowClient(tracking_uri=uri, registry_uri=uri), model_uri)
+        location = _location(client, model_uri)
         files = get_artifact_repository(location, tracking_uri=uri, registry_uri=uri)
         about = Path(files.download_artifacts("MLmodel", str(destination))).read_text(encoding="utf-8")
         return str(files.download_artifacts(_data_path(about, model_uri), str(destination)))
     except StorageError:
         raise
     except Exception as error:  # whatever MLflow, its database drivers and artifact stores raise
-        raise StorageError(f"cannot fetch '{model_uri}' from MLflow at {_redacted(uri)}: {_reason(error)}") from error
+        raise StorageError(f"cannot fetch '{model_uri}' from MLflow at {redacted(uri)}: {reason(error)}") from error
 
 
 def _location(client: Any, model_uri: str) -> str:
@@ -75,14 +69,12 @@ def _location(client: Any, model_uri: str) -> str:
 
 
 def _location_in_run(client: Any, run_id: str, name: str) -> str:
-    logged = client.get_run(run_id).outputs.model_outputs
-    models = [client.get_logged_model(output.model_id) for output in logged]
-    named = [model for model in models if model.name == name]
-    if not named:
+    model = newest_model(client, run_id, name)
+    if model is None:
+        models = [client.get_logged_model(output.model_id) for output in client.get_run(run_id).outputs.model_outputs]
         there = ", ".join(sorted({f"'{model.name}'" for model in models})) or "none"
         raise StorageError(f"the MLflow run {run_id} has no model '{name}'; its models: {there}")
-    # A run that was resumed after its end has logged one each time.
-    return str(max(named, key=lambda model: model.creation_timestamp).artifact_location)
+    return str(model.artifact_location)
 
 
 def _data_path(about: str, model_uri: str) -> str:

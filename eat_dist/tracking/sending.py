@@ -2,21 +2,53 @@
 
 from __future__ import annotations
 
+import json
 import os
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import Any, Literal
+from urllib.parse import urlsplit
 
 import numpy as np
 
 from eat_dist import __version__
+from eat_dist.tracking.store import shortened
 
 # MLflow's limits; values of more than 500 characters are refused by its older servers.
-METRICS_PER_REQUEST, PARAMS_PER_REQUEST, PARAM_LENGTH = 1000, 100, 500
+METRICS_PER_REQUEST, PARAMS_PER_REQUEST, PARAM_LENGTH, TAG_LENGTH = 1000, 100, 500, 5000
+
+DIGEST_LENGTH = 36  # MLflow's limit for a dataset's digest
+MODEL = "ensemble"  # what the model is called in its run
 
 MetricValue = tuple[str, float, int, int]
 """Key, value, milliseconds since 1970, step."""
+
+_DIGEST_TAG = "weights_sha256"
+
+
+@dataclass(frozen=True)
+class DatasetRecord:
+    """A set of images that a run used, in words; no image is ever sent.
+
+    Attributes:
+        name: The dataset's, e.g. ``cub200``.
+        context: What the run did with it.
+        sha256: Of images, labels and roles; MLflow's digest is its first 36 characters, a tag has all of it.
+        source: Path or URL of the files; None for a dataset that comes with a library.
+        images: N.
+        classes: C.
+        image_shape: (C, H, W) as the model sees them.
+    """
+
+    name: str
+    context: Literal["training", "validation", "testing"]
+    sha256: str
+    source: str | None
+    images: int
+    classes: int
+    image_shape: tuple[int, int, int]
 
 
 def send_metrics(client: Any, run_id: str, records: Sequence[Sequence[MetricValue]]) -> None:
@@ -38,7 +70,37 @@ def send_params(client: Any, run_id: str, params: Mapping[str, str]) -> None:
         client.log_batch(run_id, params=new[start : start + PARAMS_PER_REQUEST], synchronous=True)
     changed = [f"{name}: {known[name]} → {value}" for name, value in params.items() if known.get(name, value) != value]
     if changed:
-        client.set_tag(run_id, "changed_on_resume", shortened("; ".join(changed), 5000))
+        client.set_tag(run_id, "changed_on_resume", shortened("; ".join(changed), TAG_LENGTH))
+
+
+def send_tags(client: Any, run_id: str, tags: Mapping[str, str]) -> None:
+    """Set tags, over those that the run has."""
+    from mlflow.entities import RunTag  # noqa: PLC0415
+
+    client.log_batch(run_id, tags=[RunTag(name, value) for name, value in tags.items()], synchronous=True)
+
+
+def send_datasets(client: Any, run_id: str, datasets: Sequence[DatasetRecord]) -> None:
+    """Record what the run used; a second time changes nothing."""
+    from mlflow.entities import Dataset, DatasetInput, InputTag  # noqa: PLC0415
+
+    inputs = []
+    for dataset in datasets:
+        kind, source = _source(dataset)
+        spec = [{"type": "tensor", "tensor-spec": {"dtype": "float32", "shape": [-1, *dataset.image_shape]}}]
+        about = {"num_rows": dataset.images, "num_classes": dataset.classes, "image_shape": dataset.image_shape}
+        tags = {"mlflow.data.context": dataset.context, "sha256": dataset.sha256}
+        tags |= {"images": str(dataset.images), "classes": str(dataset.classes)}
+        entity = Dataset(
+            name=dataset.name,
+            digest=dataset.sha256[:DIGEST_LENGTH],
+            source_type=kind,
+            source=json.dumps(source),
+            schema=json.dumps({"mlflow_tensorspec": {"features": json.dumps(spec), "targets": None}}),
+            profile=json.dumps(about),
+        )
+        inputs.append(DatasetInput(entity, [InputTag(name, value) for name, value in tags.items()]))
+    client.log_inputs(run_id, datasets=inputs)
 
 
 def send_file(client: Any, run_id: str, content: bytes, path: PurePosixPath) -> None:
@@ -50,14 +112,22 @@ def send_file(client: Any, run_id: str, content: bytes, path: PurePosixPath) -> 
         client.log_artifact(run_id, str(file), None if parent == "." else parent)
 
 
-def send_model(client: Any, run_id: str, folder: str, input_shape: tuple[int, int, int]) -> None:
-    """What ``mlflow.pyfunc.log_model`` does, without the global tracking URI that it needs."""
+def send_model(
+    client: Any, run_id: str, folder: str, input_shape: tuple[int, int, int], *, digest: str | None = None
+) -> None:
+    """What ``mlflow.pyfunc.log_model`` does, without the global tracking URI that it needs.
+
+    With a ``digest`` of the weights, a model that the run has already is not sent again.
+    """
     import mlflow.pyfunc  # noqa: PLC0415
     import torch  # noqa: PLC0415
     from mlflow.entities import LoggedModelOutput  # noqa: PLC0415
     from mlflow.models import Model, ModelSignature  # noqa: PLC0415
     from mlflow.types import Schema, TensorSpec  # noqa: PLC0415
 
+    known = newest_model(client, run_id)
+    if known is not None and digest is not None and known.tags.get(_DIGEST_TAG) == digest:
+        return
     signature = ModelSignature(
         inputs=Schema([TensorSpec(np.dtype(np.float32), (-1, *input_shape))]),
         outputs=Schema([TensorSpec(np.dtype(np.float32), (-1, -1))]),
@@ -69,7 +139,8 @@ def send_model(client: Any, run_id: str, folder: str, input_shape: tuple[int, in
         f"torch=={torch.__version__.partition('+')[0]}",
     ]
     experiment = client.get_run(run_id).info.experiment_id
-    model = client.create_logged_model(experiment, name="ensemble", source_run_id=run_id, model_type="pyfunc")
+    tags = None if digest is None else {_DIGEST_TAG: digest}
+    model = client.create_logged_model(experiment, name=MODEL, source_run_id=run_id, tags=tags, model_type="pyfunc")
     try:
         with tempfile.TemporaryDirectory() as parent:
             target = os.path.join(parent, "model")
@@ -94,6 +165,47 @@ def send_model(client: Any, run_id: str, folder: str, input_shape: tuple[int, in
     client.finalize_logged_model(model.model_id, "READY")
 
 
+def register_model(client: Any, run_id: str, name: str, tags: Mapping[str, str]) -> str:
+    """Make the run's newest model a version of a registered one; the same weights of one run are one version.
+
+    Returns:
+        ``models:/NAME/VERSION``.
+
+    Raises:
+        LookupError: The run has no model.
+    """
+    from mlflow.exceptions import MlflowException  # noqa: PLC0415
+
+    model = newest_model(client, run_id)
+    if model is None:
+        raise LookupError(f"the run {run_id} has no model '{MODEL}'")
+    try:
+        client.create_registered_model(name)
+    except MlflowException as error:
+        if error.error_code != "RESOURCE_ALREADY_EXISTS":
+            raise
+    if digest := model.tags.get(_DIGEST_TAG):
+        for version in client.search_model_versions(f"name = '{name}' and run_id = '{run_id}'"):
+            if version.tags.get(_DIGEST_TAG) == digest:
+                return f"models:/{name}/{version.version}"
+        tags = {**tags, _DIGEST_TAG: digest}
+    version = client.create_model_version(
+        name, source=f"models:/{model.model_id}", run_id=run_id, tags=dict(tags), model_id=model.model_id
+    )
+    return f"models:/{name}/{version.version}"
+
+
+def newest_model(client: Any, run_id: str, name: str = MODEL) -> Any | None:
+    """The run's newest model of that name that arrived whole; None where it has none.
+
+    A run has several that was resumed after its end, with other weights.
+    """
+    logged = client.get_run(run_id).outputs.model_outputs
+    models = [client.get_logged_model(output.model_id) for output in logged]
+    named = [model for model in models if model.name == name and model.status == "READY"]
+    return max(named, key=lambda model: model.creation_timestamp, default=None)
+
+
 def flattened(params: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
     """(``section.key``, value) of a nested mapping."""
     for name, value in params.items():
@@ -103,6 +215,8 @@ def flattened(params: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str
             yield f"{prefix}{name}", value
 
 
-def shortened(text: str, length: int) -> str:
-    """At most ``length`` characters, the last an ellipsis where something was cut."""
-    return text if len(text) <= length else f"{text[: length - 1]}…"
+def _source(dataset: DatasetRecord) -> tuple[str, dict[str, Any]]:
+    """MLflow's type of a source, and what it keeps of one of that type."""
+    if dataset.source is None:
+        return "code", {"tags": {"dataset": dataset.name, "eat_dist": __version__}}
+    return (urlsplit(dataset.source).scheme if "://" in dataset.source else "local"), {"uri": dataset.source}

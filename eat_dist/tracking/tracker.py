@@ -10,29 +10,41 @@ import contextlib
 import io
 import logging
 import math
-import os
-import re
-import sqlite3
-import sys
 import threading
 import time
-import warnings
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path, PurePosixPath
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+from pathlib import PurePosixPath
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from eat_dist.config import RunConfig
+from eat_dist.tracking.lifecycle import PARENT_TAG, Status, create_run, reopen_run
 from eat_dist.tracking.sending import (
     METRICS_PER_REQUEST,
     PARAM_LENGTH,
+    TAG_LENGTH,
+    DatasetRecord,
     MetricValue,
     flattened,
+    register_model,
+    send_datasets,
     send_file,
     send_metrics,
     send_model,
     send_params,
+    send_tags,
+)
+from eat_dist.tracking.store import (
+    check_writable,
+    open_client,
+    prepare_environment,
+    reason,
+    redacted,
     shortened,
+    sqlite_file,
+    store_uri,
+    trouble,
+    version_note,
 )
 
 if TYPE_CHECKING:
@@ -47,18 +59,10 @@ FIRST_PAUSE, LONGEST_PAUSE = 5.0, 60.0
 CLOSING_ATTEMPTS = 2
 """Failures in a row after which :meth:`Tracker.close` takes the store for dead."""
 
-_SILENT = "MLflow at %s does not answer (%s): training goes on, all metrics are in the run folder"
+_SILENT = "%s: training goes on, all metrics are in the run folder"
 _REFUSED = "MLflow at %s did not take %s (%s): it is left out there"
 _UNKNOWN = "MLflow at %s does not have the run %s that is resumed: a new one is started there"
 _LOST = "MLflow at %s did not get %s of this run's records: all metrics are in the run folder"
-
-_ENVIRONMENT = {
-    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",  # the default, 7 with growing pauses, blocks for minutes
-    "MLFLOW_HTTP_REQUEST_TIMEOUT": "10",  # seconds
-    "MLFLOW_DISABLE_TELEMETRY": "true",  # else importing mlflow asks its makers' host for a configuration
-    "MLFLOW_LOGGING_LEVEL": "WARNING",  # a fresh sqlite file costs lines of INFO on its tables
-    "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",  # standard output belongs to the command line
-}
 
 _Send = Callable[[Any, str], None]  # with the client and the run's id
 
@@ -82,16 +86,19 @@ class Tracker:
     Attributes:
         uri: The store, None where tracking is disabled.
         run_id: None until the store has answered, so read it again whenever you save it.
+        registered: ``models:/NAME/VERSION``; None until :meth:`register` has been answered.
     """
 
     def __init__(self, uri: str | None, *, experiment: str, run_name: str, tags: Mapping[str, str]) -> None:
         self.uri = uri
         self.run_id: str | None = None
+        self.registered: str | None = None
         self._experiment, self._run_name, self._tags = experiment, run_name, dict(tags)
         self._client: Any = None
         self._queue: deque[_Record] = deque()
         self._changed = threading.Condition()
         self._owed = 0  # records handed over and not arrived; what was dropped or refused stays owed
+        self._silent = False  # an outage is on, and has been warned of
         self._warned: set[str] = set()
         self._answered = threading.Event()  # well or badly: start() need not wait any longer
         self._closing = threading.Event()
@@ -113,26 +120,26 @@ class Tracker:
         """Create a run, or go on with an earlier one.
 
         The store is ``config.tracking.uri``, else ``MLFLOW_TRACKING_URI``, else ``mlflow.db`` in the working
-        folder. Artifacts of a sqlite store lie in ``mlartifacts`` beside it. What ``_ENVIRONMENT`` lists
-        (HTTP retries and timeout, telemetry, log lines) is set for the process where it is not set yet.
+        folder. Artifacts of a sqlite store lie in ``mlartifacts`` beside it. What
+        :data:`eat_dist.tracking.store.ENVIRONMENT` lists (HTTP retries and timeout, telemetry, log lines) is set for
+        the process where it is not set yet.
 
         Args:
             config: Its section ``tracking``.
             run_name: Shown by MLflow.
             tags: Of the run, e.g. :func:`git_state`.
             resume_run_id: Continue this run; one the store does not have costs a warning and a new run.
-            parent_run_id: MLflow shows the run below this one.
+            parent_run_id: The run of the sweep or study that this one is a trial of: MLflow shows it beneath.
             wait: Seconds to wait for the store's first answer, which gives ``run_id``.
         """
         tracking = config.tracking
+        uri = store_uri(tracking.uri) if tracking.enabled else None
         if parent_run_id is not None:
-            tags = {**tags, "mlflow.parentRunId": parent_run_id}
-        uri = _store_uri(tracking.uri) if tracking.enabled else None
+            tags = {**tags, PARENT_TAG: parent_run_id}
         tracker = cls(uri, experiment=tracking.experiment, run_name=run_name, tags=tags)
         tracker.run_id = resume_run_id if tracking.enabled else None
         if tracking.enabled:
-            for name, value in _ENVIRONMENT.items():
-                os.environ.setdefault(name, value)
+            prepare_environment()
             tracker._thread = threading.Thread(target=tracker._work, name="mlflow-tracker", daemon=True)
             tracker._add("the run", lambda client, run_id: None)
             tracker._thread.start()
@@ -155,6 +162,11 @@ class Tracker:
         flat = {name: shortened(str(value), PARAM_LENGTH) for name, value in flattened(params)}
         self._add("params", lambda client, run_id: send_params(client, run_id, flat))
 
+    def log_tags(self, tags: Mapping[str, str]) -> None:
+        """Set tags of at most 5000 characters, over those that the run has."""
+        short = {name: shortened(value, TAG_LENGTH) for name, value in tags.items()}
+        self._add("tags", lambda client, run_id: send_tags(client, run_id, short))
+
     def log_text(self, text: str, artifact_path: str) -> None:
         """Store a text as a file, e.g. the resolved config under ``config.yaml``."""
         self.log_artifact_bytes(text.encode(), artifact_path)
@@ -170,17 +182,39 @@ class Tracker:
         """Store a file in the run's artifacts under ``path`` (relative, with ``/``)."""
         self._add(path, lambda client, run_id: send_file(client, run_id, content, PurePosixPath(path)))
 
-    def log_ensemble(self, model_folder: str, input_shape: tuple[int, int, int]) -> None:
+    def log_datasets(self, datasets: Sequence[DatasetRecord]) -> None:
+        """Log which images were used, in words and sums; a second time changes nothing."""
+        self._add("the datasets", lambda client, run_id: send_datasets(client, run_id, datasets))
+
+    def log_ensemble(self, model_folder: str, input_shape: tuple[int, int, int], *, digest: str | None = None) -> None:
         """Log the ensemble as the model ``ensemble`` (``runs:/RUN_ID/ensemble``).
 
         Args:
             model_folder: Local folder that :func:`eat_dist.models.save_ensemble` wrote. It is read in the
                 background and must stay until :meth:`close` has returned.
             input_shape: (C, H, W) of an image.
+            digest: Of the weights: a model that the run has already is not sent again.
         """
-        self._add("the model", lambda client, run_id: send_model(client, run_id, model_folder, input_shape))
+        self._add(
+            "the model", lambda client, run_id: send_model(client, run_id, model_folder, input_shape, digest=digest)
+        )
 
-    def close(self, status: Literal["FINISHED", "FAILED", "KILLED"], timeout: float = 30.0) -> bool:
+    def register(self, name: str, tags: Mapping[str, str]) -> None:
+        """Make the ensemble that was logged a version of the registered model ``name``.
+
+        The same weights of one run are one version, however often they are registered.
+
+        Args:
+            name: Of the registered model; made where it is not there yet.
+            tags: Of the version.
+        """
+
+        def send(client: Any, run_id: str) -> None:
+            self.registered = register_model(client, run_id, name, tags)
+
+        self._add(f"the registration as '{name}'", send)
+
+    def close(self, status: Status, timeout: float = 30.0) -> bool:
         """Send what is left and end the run.
 
         Args:
@@ -188,7 +222,7 @@ class Tracker:
             timeout: Longest wait in seconds; it is much shorter where the store refuses connections.
 
         Returns:
-            Whether all that was ever logged arrived; if not, one warning has said how much is missing.
+            Whether all that was ever logged arrived; if not, a warning has said so, and :attr:`missing` how much.
         """
         if self._thread is None or self._closing.is_set():
             return self._arrived
@@ -199,9 +233,16 @@ class Tracker:
         self._thread.join(timeout)
         self._abandoned.set()
         self._arrived = self._owed == 0
-        if not self._arrived:
-            self._warn_once("lost", _LOST, str(self._owed))
+        # What an outage that is still on, or a refusal, keeps back has been warned of.
+        warned_of = self._owed if self._silent else int("refused" in self._warned)
+        if self._owed > warned_of:
+            self._warn_once("lost", _LOST, redacted(str(self.uri)), str(self._owed))
         return self._arrived
+
+    @property
+    def missing(self) -> int:
+        """Records handed over that the store does not have."""
+        return self._owed
 
     def _add(self, what: str, send: _Send | None = None, *, metrics: tuple[MetricValue, ...] = ()) -> None:
         if self._thread is None or self._closing.is_set():
@@ -247,11 +288,14 @@ class Tracker:
                         self._deliver([record])
                     return
                 if refused:
-                    self._warn_once("refused", _REFUSED, records[0].what, _reason(error))
+                    why = reason(error) + version_note(str(self.uri))
+                    self._warn_once("refused", _REFUSED, redacted(str(self.uri)), records[0].what, why)
                     return
                 refused = True
                 continue
-            self._warn_once("silent", _SILENT, _reason(error))
+            if "silent" not in self._warned:  # finding out what is wrong takes requests
+                self._warn_once("silent", _SILENT, trouble(str(self.uri), error))
+            self._silent = True
             self._answered.set()
             if self._closing.is_set():
                 closing_attempts += 1
@@ -275,23 +319,20 @@ class Tracker:
             return error
         with self._changed:
             self._owed -= len(records)
+        self._silent = False
         return None
 
     def _open(self) -> None:
-        _quiet_mlflow()
-        if self.uri is not None and (database := _sqlite_file(self.uri)) is not None:
-            _check_writable(database)
-        from mlflow import MlflowClient  # noqa: PLC0415  (takes seconds, and only where tracking is on)
-
-        client = MlflowClient(tracking_uri=self.uri)
-        run_id = self.run_id
-        if run_id is not None and not _reopen(client, run_id, self._tags):
-            self._warn_once("unknown", _UNKNOWN, run_id)
-            run_id = None
-        if run_id is None:
-            experiment = _experiment_id(client, self._experiment, str(self.uri))
-            run_id = client.create_run(experiment, run_name=self._run_name, tags=self._tags).info.run_id
-        self.run_id, self._client = run_id, client
+        uri = str(self.uri)
+        if (database := sqlite_file(uri)) is not None:
+            check_writable(database)
+        client = open_client(uri)
+        resumed = self.run_id
+        if resumed is None or not reopen_run(client, resumed, self._tags):
+            self.run_id = create_run(client, self._experiment, self._run_name, self._tags, uri=uri)
+            if resumed is not None:
+                self._warn_once("unknown", _UNKNOWN, redacted(uri), resumed)
+        self._client = client
 
     def _run_is_there(self) -> bool:
         try:
@@ -302,84 +343,8 @@ class Tracker:
     def _warn_once(self, kind: str, message: str, *details: str) -> None:
         if kind not in self._warned:
             self._warned.add(kind)
-            _log.warning(message, _redacted(self.uri or ""), *details)
+            _log.warning(message, *details)
 
 
 class _StoreDeadError(Exception):
     """The tracker is closing and its store does not answer."""
-
-
-def _store_uri(configured: str | None) -> str:
-    default = f"sqlite:///{Path.cwd().as_posix()}/mlflow.db"
-    return configured or os.environ.get("MLFLOW_TRACKING_URI") or default
-
-
-def _sqlite_file(uri: str) -> Path | None:
-    scheme, _, rest = uri.partition(":///")
-    return Path(rest.partition("?")[0]).absolute() if scheme == "sqlite" else None
-
-
-def _check_writable(database: Path) -> None:
-    # MLflow itself would try for minutes, with a warning each time.
-    database.parent.mkdir(parents=True, exist_ok=True)
-    with contextlib.closing(sqlite3.connect(database)) as connection:
-        connection.execute("BEGIN IMMEDIATE")
-
-
-def _experiment_id(client: Any, name: str, uri: str) -> str:
-    from mlflow.exceptions import MlflowException  # noqa: PLC0415
-
-    if (experiment := client.get_experiment_by_name(name)) is None:
-        database = _sqlite_file(uri)
-        location = None if database is None else (database.parent / "mlartifacts").as_uri()
-        try:
-            return str(client.create_experiment(name, artifact_location=location))
-        except MlflowException as error:
-            # Another run that started at the same time was quicker.
-            if error.error_code != "RESOURCE_ALREADY_EXISTS":
-                raise
-        experiment = client.get_experiment_by_name(name)
-    return str(experiment.experiment_id)
-
-
-def _reopen(client: Any, run_id: str, tags: Mapping[str, str]) -> bool:
-    from mlflow.entities import RunTag  # noqa: PLC0415
-    from mlflow.exceptions import MlflowException  # noqa: PLC0415
-
-    try:
-        run = client.get_run(run_id)
-    except MlflowException as error:
-        if error.error_code in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
-            return False
-        raise
-    if run.info.lifecycle_stage == "deleted":
-        return False
-    client.update_run(run_id, status="RUNNING")
-    client.log_batch(run_id, tags=[RunTag(name, value) for name, value in tags.items()], synchronous=True)
-    return True
-
-
-def _redacted(text: str) -> str:
-    """Without the password of an URL: warnings end up in files that are shared."""
-    return re.sub(r"//[^/@\s]+@", "//***@", text)
-
-
-def _reason(error: BaseException) -> str:
-    """The system's word where there is one: what MLflow and its HTTP client wrap around it fills a screen."""
-    cause: BaseException | None = error
-    while cause is not None:
-        error = cause if isinstance(cause, OSError) else error
-        cause = cause.__cause__ or cause.__context__
-    return _redacted(shortened(" ".join(str(error).split()) or type(error).__name__, 200))
-
-
-def _is_not_a_retry_of_mlflow(record: logging.LogRecord) -> bool:
-    return "/mlflow" not in record.getMessage()
-
-
-def _quiet_mlflow() -> None:
-    # urllib3 would warn at every attempt during an outage, MLflow of every model without an example.
-    logging.getLogger("urllib3.connectionpool").addFilter(_is_not_a_retry_of_mlflow)
-    warnings.filterwarnings("ignore", message=".*An input example was not provided", category=UserWarning)
-    if "mlflow" in sys.modules and os.environ.get("MLFLOW_LOGGING_LEVEL") == _ENVIRONMENT["MLFLOW_LOGGING_LEVEL"]:
-        logging.getLogger("mlflow").setLevel(logging.WARNING)  # imported before the variable was set
