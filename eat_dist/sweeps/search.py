@@ -16,7 +16,6 @@ from eat_dist.spaces import Choice, Integer, Parameter, Settings, Space
 from eat_dist.sweeps.plan import SweepPlan
 from eat_dist.sweeps.record import Trial
 
-
 # Draws in a row that only repeat earlier trials, after which a space is taken for exhausted.
 _ATTEMPTS = 50
 
