@@ -61,13 +61,7 @@ def test_members_that_share_the_cpus_get_the_share_of_all_trials_at_once(concurr
 @pytest.mark.parametrize(
     ("nodes", "members", "concurrent", "config", "message"),
     [
-        (
-            GPUS,
-            4,
-            3,
-            SHARED,
-            r"12 members \(3 trials at once × 4\) need 1 GPU each; .* 8 GPUs .*room for 8. Lower --conc",
-        ),
+        (GPUS, 4, 3, SHARED, r"12 members \(3 trials at once × 4\) need 1 GPU each; .* 8 GPUs .*room for 8. Lower --c"),
         (TWO, 1, 8, WHOLE, r"8 members \(8 trials at once × 1\) need 1 CPU each; .*room for 2. Lower --concurrent"),
         (TWO, 3, 8, SHARED, r"24 members \(8 trials at once × 3\) on 2 CPUs would get 0.08 each"),
         (TWO, 3, 1, WHOLE, r"3 members need 1 CPU each; .*Lower ensemble.members"),

@@ -80,10 +80,8 @@ def read(folder: Path) -> tuple[dict[str, Any], list[dict[str, Any]]]:
 @pytest.mark.ray
 @pytest.mark.slow
 @pytest.mark.timeout(900)
-def test_a_sweep_stops_bad_trials_and_ends_with_the_best_config(
-    tmp_path: Path, ray_session: None, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Slow: six starts of Ray Train. Two trials at once; one has a learning rate with which the loss is infinite."""
+def test_a_sweep_stops_bad_trials_and_ends_with_the_best_config(tmp_path: Path, ray_session: None) -> None:
+    """Slow: six starts of Ray Train. Two trials run at once; with one learning rate the loss is not finite."""
     folder, database = tmp_path / "sweep", tmp_path / "mlflow.db"
     space = "optimiser.learning_rate: {grid: [1e-3, 1e30]}\nattack.epsilon: {grid: [0.1, 0.2]}"
     plan = plan_of(

@@ -13,7 +13,7 @@ import yaml
 from eat_dist.cluster.tune import Halving
 from eat_dist.config import load_config
 from eat_dist.console import Console
-from eat_dist.errors import ConfigError, StorageError
+from eat_dist.errors import ConfigError, EatError, StorageError
 from eat_dist.spaces import check_space, parse_space
 from eat_dist.storage import Folder
 from eat_dist.sweeps import SweepPlan, resume_sweep, start_sweep
@@ -362,3 +362,40 @@ def test_settings_that_cannot_hold_together_are_a_failed_trial_and_the_sweep_goe
     trials = read_trials(Folder.at(tmp_path))
     assert [trial.status for trial in trials] == ["FAILED"] * 3
     assert all("must be a multiple of images_per_class" in str(trial.error) for trial in trials)
+
+
+# The command
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        ([], "a sweep needs --space and --trials, e.g. eat-dist sweep"),
+        (["--space", "SPACE"], "a sweep needs --trials"),
+        (["--space", "SPACE", "--trials", "0"], "--trials must be at least 1; got 0"),
+        (["--space", "SPACE", "--trials", "2", "--concurrent", "many"], "--concurrent takes a whole number, or auto"),
+        (["--space", "nowhere.yaml", "--trials", "2"], "cannot read the space 'nowhere.yaml'"),
+        (["--space", "SPACE", "--trials", "2", "--set", "attack.epsilom=1"], "unknown key 'attack.epsilom'"),
+        (["--space", "SPACE", "--trials", "2", "--objective", "pareto", "--scheduler", "asha"], "has two"),
+        (["--resume", "nowhere"], "is not a sweep's folder"),
+        (["--resume", "nowhere", "--trials", "2"], "give it alone"),
+        (["--resume", "nowhere", "--seed", "0"], "give it alone"),
+    ],
+)
+def test_a_wrong_command_is_one_line_that_says_what_to_do(
+    arguments: list[str], expected: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from typer.testing import CliRunner
+
+    from eat_dist.cli import app
+
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "space.yaml").write_text(SPACE)
+    arguments = ["space.yaml" if argument == "SPACE" else argument for argument in arguments]
+
+    result = CliRunner().invoke(app, ["sweep", *arguments])
+
+    assert isinstance(result.exception, EatError)
+    assert expected in str(result.exception)
+    assert "\n" not in str(result.exception)
+    assert not (tmp_path / "sweeps").exists()
