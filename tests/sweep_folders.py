@@ -22,7 +22,7 @@ SPACE: dict[str, dict[str, Any]] = {
 CONDITIONAL: dict[str, dict[str, Any]] = {
     PLANTED: {"uniform": [0, 1]},
     "defense.transfer_rule": {"choice": ["uniform", "relay"]},
-    "defense.relay_steps": {"integer": [1, 4], "when": {"defense.transfer_rule": ["relay"]}},
+    "defense.relay_steps": {"integer": [1, 4], "when": {"defense.transfer_rule": "relay"}},
     "model.widths": {"choice": [[8, 16], [16, 32]]},
 }
 BASE = {"name": "omniglot", "seed": 0, "data": {"dataset": "omniglot"}, "train": {"epochs": EPOCHS}}
@@ -81,7 +81,7 @@ def sampled(space: dict[str, dict[str, Any]], draw: np.random.Generator) -> dict
     for key, spec in space.items():
         kind = next(kind for kind in spec if kind != "when")
         listed = spec[kind]
-        if any(settings.get(other) not in values for other, values in spec.get("when", {}).items()):
+        if any(settings.get(other) != value for other, value in spec.get("when", {}).items()):
             continue
         if kind == "uniform":
             settings[key] = float(draw.uniform(*listed))
@@ -90,7 +90,10 @@ def sampled(space: dict[str, dict[str, Any]], draw: np.random.Generator) -> dict
         elif kind == "integer":
             settings[key] = int(draw.integers(listed[0], listed[1], endpoint=True))
         else:
-            settings[key] = listed[int(draw.integers(len(listed)))]
+            chosen = listed[int(draw.integers(len(listed)))]
+            # The config reads "8/255" as a number, and so do the settings of a trial.
+            numerator, _, denominator = chosen.partition("/") if isinstance(chosen, str) else ("", "", "")
+            settings[key] = int(numerator) / int(denominator) if denominator else chosen
     return settings
 
 

@@ -159,6 +159,17 @@ def test_the_verdict_counts_names_and_warns(tmp_path: Path) -> None:
     assert "on all training classes, then test it" in said.notes[1]
 
 
+def test_a_ready_config_is_named_where_there_is_one(tmp_path: Path) -> None:
+    folder = write_sweep(tmp_path / "s", trials=2)
+    without = verdict(read_sweep(folder))
+    folder.write("best.yaml", b"seed: 0\n")
+
+    assert verdict(read_sweep(folder)).notes == [
+        *without.notes,
+        "Its config for that: best.yaml in the sweep's folder.",
+    ]
+
+
 def test_one_trial_alone_is_ahead_of_nobody(tmp_path: Path) -> None:
     said = verdict(sweep_of(tmp_path, trials=1))
 
@@ -257,16 +268,18 @@ def test_what_made_the_sweep_is_on_the_page(tmp_path: Path) -> None:
     space = next(block for block in blocks if isinstance(block, Table))
     assert [row.heading for row in space.rows] == list(SPACE)
     assert column(space, "space")[1] == "log_uniform 1e-4, 0.01"
+    assert column(space, f"best (trial {winner.number})")[4] in ("4/255", "8/255", "16/255")
 
 
 @pytest.mark.parametrize(
     ("name", "words"),
-    [("attacked_nmi", "attacked NMI"), ("clean_r_at_1", "clean R@1"), ("harmonic_mean", "harmonic mean")],
+    [("attacked_nmi", "attacked NMI"), ("clean_r_at_1", "clean R@1"), ("harmonic", "harmonic mean")],
 )
 def test_objectives_are_named_in_words(tmp_path: Path, name: str, words: str) -> None:
     sweep = sweep_of(tmp_path, trials=1, objectives=[{"name": name, "direction": "max"}])
 
     assert objective_name(sweep.objectives[0]) == words
+    assert ("that of clean R@1 and attacked NMI" in tables.trials(sweep).note) == (name == "harmonic")
 
 
 def test_a_long_reason_is_cut(tmp_path: Path) -> None:
@@ -286,12 +299,15 @@ def test_places_on_an_axis_follow_its_scale() -> None:
         "c": {"integer": [1, 5]},
         "d": {"grid": ["4/255", "8/255"]},
     }
-    axes = read_space(space, [])
+    axes = read_space(space, [{"d": 4 / 255}])
 
     assert axes[0].position(1e-3) == pytest.approx(0.5)
     assert [axes[1].position(value) for value in ("x", [8, 16], True)] == [0, 0.5, 1]
     assert axes[2].position(3) == 0.5
-    assert [axes[3].position(value) for value in ("4/255", "8/255")] == [0, 1]
+    # As given and as the config reads it: the same value.
+    assert [axes[3].position(value) for value in ("4/255", 8 / 255)] == [0, 1]
+    assert axes[3].label(8 / 255) == "8/255"
+    assert axes[3].categories == ("4/255", "8/255")
     assert [axis.ordered for axis in axes] == [True, False, True, True]
     assert axes[0].ticks() == [(0.0, "0.0001"), (pytest.approx(0.5), "0.001"), (1.0, "0.01")]
     assert [label for _, label in axes[1].ticks()] == ["x", "[8, 16]", "true"]

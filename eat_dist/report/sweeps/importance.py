@@ -22,7 +22,7 @@ import numpy as np
 
 from eat_dist.report.sweeps.ranking import finished, score
 from eat_dist.report.sweeps.reading import Objective, Sweep, Trial
-from eat_dist.report.sweeps.space import Parameter, written
+from eat_dist.report.sweeps.space import Parameter
 from eat_dist.seeding import derive_seed
 
 if TYPE_CHECKING:
@@ -197,8 +197,8 @@ def _distribution(parameter: Parameter) -> BaseDistribution:
 
 def _encoded(parameter: Parameter, value: Any) -> float | str:
     """The position on the axis, so that a logarithmic range is weighed as it was searched; else the category."""
-    return min(max(parameter.position(value), 0.0), 1.0) if parameter.ordered else written(value)
+    return min(max(parameter.position(value), 0.0), 1.0) if parameter.ordered else parameter.label(value)
 
 
 def _distinct(parameter: Parameter, trials: Sequence[Trial]) -> set[str]:
-    return {written(trial.settings[parameter.key]) for trial in trials if parameter.key in trial.settings}
+    return {parameter.label(trial.settings[parameter.key]) for trial in trials if parameter.key in trial.settings}

@@ -19,6 +19,7 @@ from eat_dist.report.sweeps.wording import (
     objective_name,
     scored,
     settings_text,
+    told_epsilon,
 )
 from eat_dist.report.wording import joined, percent
 from eat_dist.storage import Folder
@@ -99,7 +100,7 @@ def verdict(sweep: Sweep) -> Verdict:
             sentence=_ahead(sweep, winner),
             figures=[(name, *_clean_and_worst(winner, key)) for key, name in _HEADLINE],
             shares=[_shares(winner, key) for key, _ in _HEADLINE],
-            notes=[settings_text(winner.settings), f"On validation classes. {CAUTION}"],
+            notes=[settings_text(winner, sweep), f"On validation classes. {CAUTION}", *_ready(sweep)],
         )
     if chosen:
         names = joined([objective_name(objective) for objective in sweep.objectives])
@@ -135,6 +136,10 @@ def warnings(sweep: Sweep) -> list[str]:
     return found
 
 
+def _ready(sweep: Sweep) -> list[str]:
+    return [f"Its config for that: {sweep.ready} in the sweep's folder."] if sweep.ready else []
+
+
 def _ahead(sweep: Sweep, winner: Trial) -> str:
     ended = finished(sweep)
     ahead = gain(sweep)
@@ -151,7 +156,7 @@ def _subtitle(sweep: Sweep) -> str:
     dataset = about.base_config.get("data", {})
     parts = [str(dataset["dataset"])] if isinstance(dataset, dict) and "dataset" in dataset else []
     parts += ["validation classes, held out of the training classes"]
-    parts += [f"ε = {about.evaluation_epsilon}"] if about.evaluation_epsilon is not None else []
+    parts += [f"attacked at ε = {told_epsilon(sweep)}"] if about.evaluation_epsilon is not None else []
     parts += [joined([parameter.key for parameter in sweep.parameters])]
     return " · ".join(parts)
 

@@ -64,9 +64,9 @@ def parallel(sweep: Sweep) -> Drawing:
     caption = f"{counted(len(trials), 'trial')}: settings, and below them {names}"
     alt = f"Parallel coordinates of {caption}."
     if (winner := best(sweep)) is not None:
-        alt += f" The best, trial {winner.number}: {settings_text(winner.settings)}."
+        alt += f" The best, trial {winner.number}: {settings_text(winner, sweep)}."
     elif chosen := front(sweep):
-        alt += f" On the front: {', '.join(f'trial {t.number} ({settings_text(t.settings)})' for t in chosen)}."
+        alt += f" On the front: {', '.join(f'trial {t.number} ({settings_text(t, sweep)})' for t in chosen)}."
     size = (3.5, 0.3 + 0.62 * len(rails))
     return Drawing("parallel", paint, caption, alt, size, Margins(0.14, 0.14, 0.05, 0.05), legend(sweep))
 

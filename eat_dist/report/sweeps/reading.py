@@ -19,7 +19,7 @@ from eat_dist.report.sweeps.space import Parameter, read_space
 from eat_dist.storage import Folder
 
 SCHEMA = 1
-SWEEP_FILE, TRIALS_FILE = "sweep.json", "trials.json"
+SWEEP_FILE, TRIALS_FILE, READY_FILE = "sweep.json", "trials.json", "best.yaml"
 Status = Literal["FINISHED", "PRUNED", "FAILED", "RUNNING", "INTERRUPTED"]
 _Read = TypeVar("_Read")
 
@@ -77,7 +77,7 @@ class About(_Part):
     concurrent: Any = None
     seed: int = 0
     validation_share: Figure = None
-    evaluation_epsilon: Any = None
+    evaluation_epsilon: Figure = None
     command: Any = None
     git: Any = None
     started: Any = None
@@ -94,11 +94,13 @@ class Sweep:
         about: What was asked for.
         parameters: The space, in the order given.
         trials: By number; at least one.
+        ready: Name of the config of the best trial, for all training classes, in the folder; empty if it is not there.
     """
 
     about: About
     parameters: tuple[Parameter, ...]
     trials: tuple[Trial, ...]
+    ready: str = ""
 
     @property
     def objectives(self) -> tuple[Objective, ...]:
@@ -149,7 +151,7 @@ def read_sweep(folder: Folder) -> Sweep:
         parameters = read_space(about.space, [trial.settings for trial in ordered])
     except ValueError as error:
         raise StorageError(f"'{folder}/{SWEEP_FILE}': {error}") from error
-    return Sweep(about, parameters, ordered)
+    return Sweep(about, parameters, ordered, READY_FILE if folder.exists(READY_FILE) else "")
 
 
 def _valid(what: str, read: Callable[[], _Read]) -> _Read:

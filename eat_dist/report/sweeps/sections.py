@@ -14,7 +14,7 @@ from eat_dist.report.sweeps.importance import FEWEST_TRIALS, SHUFFLES, Analysis
 from eat_dist.report.sweeps.looks import keys, legend
 from eat_dist.report.sweeps.ranking import best
 from eat_dist.report.sweeps.reading import Sweep
-from eat_dist.report.sweeps.wording import axis_label, duration, objective_name
+from eat_dist.report.sweeps.wording import axis_label, duration, objective_name, told_epsilon
 from eat_dist.report.wording import joined
 
 
@@ -103,7 +103,7 @@ def origin(sweep: Sweep) -> Section:
         "trials at once": about.concurrent,
         "seed": about.seed,
         "share of the training classes held out": about.validation_share,
-        "ε of the attacks": about.evaluation_epsilon,
+        "ε of the attacks": None if about.evaluation_epsilon is None else told_epsilon(sweep),
         "started": about.started,
         "took": None if about.seconds is None else duration(about.seconds),
         "git": _plain(about.git),

@@ -29,7 +29,8 @@ class Parameter:
         scale: How its axis runs. Categories, and the values of a list, lie evenly spaced in the order given.
         low: Lowest value of a range; above 0 on a log scale.
         high: Highest value of a range.
-        categories: What a list holds, in words.
+        categories: What a list holds, as given, in words.
+        identities: The same by value, so that ``8/255`` is the number it means.
         spec: The space as given, in words.
         condition: When it applies, in words; empty: always.
         whole: Whether its values are whole numbers.
@@ -40,6 +41,7 @@ class Parameter:
     low: float = 0.0
     high: float = 1.0
     categories: tuple[str, ...] = ()
+    identities: tuple[str, ...] = ()
     spec: str = ""
     condition: str = ""
     whole: bool = False
@@ -57,8 +59,7 @@ class Parameter:
     def position(self, value: Any) -> float:
         """Where a value lies, 0 the low end, 1 the high one."""
         if self.scale == "category":
-            place = self.categories.index(written(value))
-            return 0.5 if len(self.categories) == 1 else place / (len(self.categories) - 1)
+            return self._place(self.identities.index(_identity(value)))
         number = as_number(value)
         if number is None:
             raise ValueError(f"expected a number for {self.key}; got {written(value)}")
@@ -71,9 +72,18 @@ class Parameter:
     def ticks(self) -> list[tuple[float, str]]:
         """Positions and labels: every category, or the ends of the range and round values between them."""
         if self.scale == "category":
-            return [(self.position(name), name) for name in self.categories]
+            return [(self._place(index), name) for index, name in enumerate(self.categories)]
         ends = [self.low, self.high] if self.high > self.low else [self.low]
         return spaced([(self.position(value), f"{value:.3g}") for value in [*ends, *self._round_values()]])
+
+    def label(self, value: Any) -> str:
+        """A value as the space has it, else short."""
+        if self.scale == "category":
+            return self.categories[self.identities.index(_identity(value))]
+        return written(value)
+
+    def _place(self, index: int) -> float:
+        return 0.5 if len(self.categories) == 1 else index / (len(self.categories) - 1)
 
     def _round_values(self) -> list[float]:
         if self.high <= self.low:
@@ -108,7 +118,7 @@ def read_space(space: Mapping[str, Mapping[str, Any]], settings: Sequence[Mappin
 
     Args:
         space: For each key one of ``uniform``, ``log_uniform``, ``integer`` (two ends) or ``choice``, ``grid`` (a
-            list), and ``when``: other keys and the values with which it applies.
+            list), and ``when``: other keys and the value, or values, with which it applies.
         settings: Those of every trial.
 
     Raises:
@@ -143,8 +153,12 @@ def _parameter(key: str, spec: Mapping[str, Any], values: Sequence[Any]) -> Para
     text = f"{kind} {', '.join(map(written, listed))}"
     condition = _condition(key, spec.get("when") or {})
     if kind in _LISTS:
-        names = tuple(dict.fromkeys(written(value) for value in [*listed, *values]))
-        return Parameter(key, "category", categories=names, spec=text, condition=condition)
+        names: dict[str, str] = {}
+        for value in [*listed, *values]:
+            names.setdefault(_identity(value), written(value))
+        return Parameter(
+            key, "category", categories=tuple(names.values()), identities=tuple(names), spec=text, condition=condition
+        )
     numbers = [as_number(value) for value in [*listed, *values]]
     known = [number for number in numbers if number is not None]
     if len(listed) != 2 or len(known) != len(numbers):
@@ -156,6 +170,13 @@ def _parameter(key: str, spec: Mapping[str, Any], values: Sequence[Any]) -> Para
 
 
 def _condition(key: str, when: Any) -> str:
-    if not isinstance(when, dict) or not all(isinstance(values, list) for values in when.values()):
-        raise ValueError(f"expected keys with lists of values under {key}.when; got {written(when)}")
-    return " and ".join(f"{other} is {' or '.join(map(written, values))}" for other, values in when.items())
+    """``when``: other keys, each with a value or a list of them."""
+    if not hasattr(when, "items"):
+        raise ValueError(f"expected keys with their values under {key}.when; got {written(when)}")
+    listed = {other: values if isinstance(values, list) else [values] for other, values in when.items()}
+    return " and ".join(f"{other} is {' or '.join(map(written, values))}" for other, values in listed.items())
+
+
+def _identity(value: Any) -> str:
+    number = as_number(value)
+    return written(value) if number is None else repr(number)

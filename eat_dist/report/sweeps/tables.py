@@ -9,9 +9,10 @@ from eat_dist.report.content import Cell, Column, Row, Table
 from eat_dist.report.sweeps.importance import Analysis
 from eat_dist.report.sweeps.ranking import best, figure, final, front, ordered, score
 from eat_dist.report.sweeps.reading import Sweep, Trial
-from eat_dist.report.sweeps.space import written
+from eat_dist.report.sweeps.space import Parameter, written
 from eat_dist.report.sweeps.wording import (
     FIGURES,
+    HARMONIC,
     STATUS,
     axis_label,
     duration,
@@ -43,7 +44,7 @@ def trials(sweep: Sweep) -> Table:
                     *words(STATUS[trial.status]),
                     *(_score(trial, index, sweep, is_best=is_best) for index in range(len(sweep.objectives))),
                     *(Cell(percent(figure(trial, name))) for name, _ in figures),
-                    *(_setting(trial, parameter.key) for parameter in sweep.parameters),
+                    *(_setting(trial, parameter) for parameter in sweep.parameters),
                     Cell(MISSING if last is None else str(last.epoch)),
                     Cell(duration(trial.seconds)),
                     *words(trial.run_folder or MISSING),
@@ -56,14 +57,15 @@ def trials(sweep: Sweep) -> Table:
     columns += [Column(f"{label}, %") for _, label in figures]
     columns += [Column(parameter.key) for parameter in sweep.parameters]
     columns += [Column("epochs"), Column("time"), Column("run folder", number=False)]
+    harmonic = HARMONIC if any(objective.name == "harmonic" for objective in sweep.objectives) else ""
     marks = "◆: on the front. " if chosen else "★: the best. " if winner is not None else ""
     return Table(
         caption="Trials, best first, after their last epoch, on validation classes",
         columns=columns,
         rows=rows,
         compact=True,
-        note=f"{marks}Attacked figures are each the smallest under any attack. A pruned trial's figures are of an "
-        f"earlier epoch: it does not compete with the finished ones. {MISSING}: not measured, or does not apply.",
+        note=f"{marks}{harmonic}Attacked figures are each the smallest under any attack. A pruned trial's figures are "
+        f"of an earlier epoch: it does not compete with the finished ones. {MISSING}: not measured, or does not apply.",
     )
 
 
@@ -72,7 +74,7 @@ def failed(sweep: Sweep) -> Table | None:
     lost = [trial for trial in sweep.trials if trial.status == "FAILED" or not trial.results]
     if not lost:
         return None
-    rows = [Row(str(t.number), [_outcome(t), *words(settings_text(t.settings), _told(t))]) for t in lost]
+    rows = [Row(str(t.number), [_outcome(t), *words(settings_text(t, sweep), _told(t))]) for t in lost]
     headings = ["trial", "ended", "settings", "reason"]
     columns = [Column(heading, number=False) for heading in headings]
     return Table(caption="Trials that failed or have no result", columns=columns, rows=rows)
@@ -86,7 +88,7 @@ def space(sweep: Sweep) -> Table:
             parameter.key,
             [
                 *words(parameter.spec, parameter.condition or "always"),
-                *([_setting(winner, parameter.key)] if winner is not None else []),
+                *([_setting(winner, parameter)] if winner is not None else []),
             ],
         )
         for parameter in sweep.parameters
@@ -138,10 +140,10 @@ def _score(trial: Trial, index: int, sweep: Sweep, *, is_best: bool) -> Cell:
     return Cell(text, mark="best" if is_best else None)
 
 
-def _setting(trial: Trial, key: str) -> Cell:
-    if key not in trial.settings:
+def _setting(trial: Trial, parameter: Parameter) -> Cell:
+    if parameter.key not in trial.settings:
         return Cell(MISSING)
-    return Cell(written(trial.settings[key]))
+    return Cell(parameter.label(trial.settings[parameter.key]))
 
 
 def _outcome(trial: Trial) -> Cell:

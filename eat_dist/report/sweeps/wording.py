@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
-
 from eat_dist.report.sweeps.reading import Objective, Sweep, Trial
 from eat_dist.report.sweeps.space import written
-from eat_dist.report.wording import MISSING, number
+from eat_dist.report.wording import MISSING, number, radius
 
 FIGURES = (
     ("clean/r_at_1", "clean R@1"),
@@ -15,6 +12,7 @@ FIGURES = (
     ("clean/nmi", "clean NMI"),
     ("worst/nmi", "attacked NMI"),
 )
+HARMONIC = "The harmonic mean is that of clean R@1 and attacked NMI. "
 STATUS = {
     "FINISHED": "finished",
     "PRUNED": "pruned",
@@ -27,6 +25,8 @@ _LONGEST_REASON = 300
 
 def objective_name(objective: Objective) -> str:
     """``attacked_nmi`` → ``attacked NMI``, ``clean_r_at_1`` → ``clean R@1``."""
+    if objective.name == "harmonic":
+        return "harmonic mean"
     words = objective.name.replace("/", " ").replace("r_at_1", "R@1").replace("_", " ").split()
     return " ".join("NMI" if word == "nmi" else word for word in words)
 
@@ -65,9 +65,10 @@ def counts(sweep: Sweep) -> str:
     return ", ".join(f"{count} {word}" for count, word in parts if count)
 
 
-def settings_text(settings: Mapping[str, Any]) -> str:
-    """``defense.transfer_strength = 0.41, attack.epsilon = 0.1``."""
-    return ", ".join(f"{key} = {written(value)}" for key, value in settings.items()) or "no setting varied"
+def settings_text(trial: Trial, sweep: Sweep) -> str:
+    """``defense.transfer_strength = 0.41, attack.epsilon = 8/255``, as the space writes them."""
+    settings = {p.key: p.label(trial.settings[p.key]) for p in sweep.parameters if p.key in trial.settings}
+    return ", ".join(f"{key} = {value}" for key, value in settings.items()) or "no setting varied"
 
 
 def reason(trial: Trial) -> str:
@@ -84,3 +85,11 @@ def duration(seconds: float | None) -> str:
     if seconds < 120:
         return f"{seconds:.0f} s"
     return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
+
+
+def told_epsilon(sweep: Sweep) -> str:
+    """The radius of the attacks that measure every trial, ``8/255`` where it is one in L∞."""
+    attack = sweep.about.base_config.get("attack")
+    norm = str(attack.get("norm", "linf")) if isinstance(attack, dict) else "linf"
+    epsilon = sweep.about.evaluation_epsilon
+    return MISSING if epsilon is None else radius(epsilon, norm)
