@@ -102,9 +102,8 @@ def faults_of(config: dict[str, Any]) -> list[str]:
         return [_said(error)]
     settings = full.get("metadata", {})
     found = [f"metadata.{name}: still says {UNSET}" for name, value in settings.items() if UNSET in str(value)]
-    outside = {key: value for key, value in full.items() if key not in ("metadata", "docker", "provider")}
-    if UNSET in yaml.safe_dump(outside):
-        found.append(f"{UNSET} stands outside metadata and docker, where nobody looks for it")
+    elsewhere = {text for text in _texts({**full, "metadata": {}}) if UNSET in text} - set(_texts(settings))
+    found += [f"'{text}' stands outside metadata, where nobody looks for it" for text in sorted(elsewhere)]
     if full["docker"].get("image") and "-e RAY_AUTH_MODE=token" not in full["docker"].get("run_options", []):
         found.append("docker.run_options: without '-e RAY_AUTH_MODE=token' anybody in the network may use the cluster")
     for name, node_type in full["available_node_types"].items():
@@ -113,6 +112,14 @@ def faults_of(config: dict[str, Any]) -> list[str]:
         ]
         found += [f"available_node_types.{name}: {fault}" for fault in machine_faults(node_type, full, name)]
     return found
+
+
+def _texts(value: Any) -> Iterator[str]:
+    if isinstance(value, dict | list):
+        for inner in value.values() if isinstance(value, dict) else value:
+            yield from _texts(inner)
+    elif isinstance(value, str):
+        yield value
 
 
 def _said(error: jsonschema.ValidationError) -> str:
