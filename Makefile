@@ -10,7 +10,7 @@ HERE   := $(VENV)/.package-$(shell pwd | sha256sum | cut -c1-16)
 # Threads of several processes on a few cores wait for each other by spinning; the members set their own number.
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: train test lint format bench dist clean
+.PHONY: train test lint format bench rehearse dist clean
 
 train: $(HERE)
 	$(BIN)/eat-dist train $(ARGS)
@@ -38,6 +38,10 @@ dist: $(HERE)
 	rm -rf dist build
 	$(BIN)/python -m pip wheel --quiet --no-deps --no-build-isolation --wheel-dir dist .
 	cp requirements.lock dist/
+
+# A day on a cluster, on this machine: a job, a death, a sweep, the comparison.
+rehearse: $(HERE)
+	$(BIN)/python deploy/rehearse.py $(ARGS)
 
 # The stamp is written last, so an installation that was interrupted is done again.
 $(DEPS): requirements.lock
