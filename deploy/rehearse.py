@@ -39,7 +39,7 @@ SMALL = ("model.widths=[16,32,64]", "evaluation.num_steps=5", "ensemble.members=
 def main() -> None:
     """Read the options and go through the steps."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--config", type=Path, default=REPOSITORY / "configs" / "omniglot.yaml")
+    parser.add_argument("--config", type=Path, default=Path("configs/omniglot.yaml"), help="below the checkout")
     parser.add_argument("--data", type=Path, help="folder of the dataset, where the config's own is not right")
     parser.add_argument("--set", action="append", default=[], dest="assignments", help="section.key=value")
     parser.add_argument("--trials", type=int, default=6)
@@ -52,7 +52,7 @@ def main() -> None:
     data = (f"data.root={arguments.data.absolute()}",) if arguments.data else ()
     rehearsal = Rehearsal(out, (*SETTINGS, *SMALL, f"tracking.experiment={EXPERIMENT}", *data, *arguments.assignments))
     with tempfile.TemporaryDirectory(prefix="ray", ignore_cleanup_errors=True) as short:  # for the sockets in it
-        rehearsal.go(arguments.config.absolute(), arguments.trials, Path(short))
+        rehearsal.go(arguments.config, arguments.trials, Path(short))
 
 
 class Rehearsal:
@@ -91,8 +91,8 @@ class Rehearsal:
                 sys.exit("error: the job ended before a member could be killed; give it more epochs")
             with self.step("the same job once more, which finds nothing left to do"):
                 self.run(*submit, *train)
-            space = REPOSITORY / "tune_spaces" / "gamma_epsilon.yaml"
-            sweep = ["sweep", "--config", str(config), *self.settings, "--space", str(space), "--trials", str(trials)]
+            space = "tune_spaces/gamma_epsilon.yaml"
+            sweep = ["sweep", "--config", str(config), *self.settings, "--space", space, "--trials", str(trials)]
             with self.step(f"a sweep of {trials} trials"):
                 self.run(*submit, *sweep, "--sweep-dir", str(self.out / "sweep"))
             with self.step("the comparison and the reports"):

@@ -48,7 +48,7 @@ def shares_of_a_gpu_that_fit(share: float, at_most: int) -> int:
 
 def main(folder: Path) -> None:
     cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False})
-    for cpus, gpus in ((3, 0), (2, 0), (1, 2)):
+    for cpus, gpus in ((2, 0), (2, 0), (1, 2)):
         cluster.add_node(num_cpus=cpus, num_gpus=gpus, object_store_memory=80 * 2**20)
     ray.init(address=cluster.address, log_to_driver=False)
     try:

@@ -78,7 +78,11 @@ def head(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Head]:
     options += [f"--min-worker-port={workers}", f"--max-worker-port={workers + 400}", "--num-cpus=2", "--num-gpus=0"]
     options += ["--object-store-memory=100000000", f"--temp-dir={short_folder(tmp_path_factory)}"]
     environment = {name: value for name, value in os.environ.items() if name not in ("RAY_ADDRESS", "PYTHONPATH")}
-    environment |= {"HOME": str(home), "RAY_AUTH_MODE": "token", "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
+    environment |= {
+        "HOME": str(home),
+        "RAY_AUTH_MODE": "token",
+        "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
+    }
     with open(home / "head.log", "wb") as log:
         process = subprocess.Popen(
             [sys.executable, "-m", "ray.scripts.scripts", "start", "--head", "--block", *options],
@@ -204,7 +208,9 @@ def test_a_training_is_detached_from_stopped_and_submitted_again_to_its_end(head
     jobs = head.jobs()
     assert first.returncode == 130, error
     assert "submitted    train-first-1" in out
-    assert error.splitlines()[-1].startswith("detached; job 'train-first-1' goes on. Follow it: RAY_AUTH_MODE=token ray ")
+    assert error.splitlines()[-1].startswith(
+        "detached; job 'train-first-1' goes on. Follow it: RAY_AUTH_MODE=token ray "
+    )
     assert str(jobs._client.get_job_status("train-first-1")) == "RUNNING"
     assert json.loads((run / "lease.json").read_text())["job"] == "train-first-1"
 

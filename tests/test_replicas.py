@@ -20,6 +20,7 @@ from torch import nn
 from eat_dist.attacks.ball import Ball
 from eat_dist.batch import Batch
 from eat_dist.errors import ClusterError
+from eat_dist.models.execution import Execution
 from eat_dist.models.whole_batch_norm import WholeBatchNorm2d
 from eat_dist.replicas import ALONE, ReplicaGroup
 from eat_dist.seeding import generator
@@ -33,7 +34,18 @@ STEPS: dict[str, dict[str, Any]] = {
     "hardest": {"members": 3, "transfer_rule": "hardest", "peers": 2},
     "class_risk": {"members": 2, "transfer_rule": "class_risk"},
     "relay": {"members": 3, "transfer_rule": "relay"},
+    "micro-batches": {"members": 2, "transfer_rule": "uniform", "micro_batch_size": 3},
 }
+
+
+def case_of(*, micro_batch_size: int | None = None, **settings: Any) -> Case:
+    """Micro-batches are exact with a frozen BatchNorm alone."""
+    case = Case(**settings)
+    for learner in case.learners if micro_batch_size else ():
+        learner.model.freeze_batch_norm = True
+        learner.model.train_head_only(False)
+        learner.model.train().execution = Execution(micro_batch_size=micro_batch_size)
+    return case
 
 
 def left_by_step(case: Case) -> dict[str, Any]:
@@ -41,7 +53,8 @@ def left_by_step(case: Case) -> dict[str, Any]:
     merged = [result.ensemble for result in case.step()]
     tensors = {}
     for learner in case.learners:
-        for name, parameter in (*learner.model.named_parameters(), ("proxies", learner.loss.proxies)):
+        trained = {name: p for name, p in learner.model.named_parameters() if p.requires_grad}
+        for name, parameter in (*trained.items(), ("proxies", learner.loss.proxies)):
             tensors[f"{learner.rank}.{name}.grad"] = parameter.grad
         for name, buffer in learner.model.named_buffers():
             tensors[f"{learner.rank}.{name}"] = buffer
@@ -56,9 +69,9 @@ def left_by_step(case: Case) -> dict[str, Any]:
     }
 
 
-def left_by_replica(groups: list[ReplicaGroup], gathered: bool, **case_of: Any) -> dict[str, Any]:
+def left_by_replica(groups: list[ReplicaGroup], gathered: bool, **settings: Any) -> dict[str, Any]:
     """The same of a step of which this process computes a part; without gathering, for the negative control."""
-    case = Case(**case_of)
+    case = case_of(**settings)
     inner = [learner.model for learner in case.learners]
     for learner, group in zip(case.learners, groups, strict=False):
         batch, rank = case.batches[learner.rank], learner.rank
@@ -157,7 +170,7 @@ def found(tmp_path_factory: pytest.TempPathFactory) -> Found:
 
 @pytest.mark.parametrize("name", STEPS)
 def test_two_replicas_leave_the_gradients_buffers_and_statistics_of_one_process(name: str, found: Found) -> None:
-    whole = left_by_step(Case(**STEPS[name]))
+    whole = left_by_step(case_of(**STEPS[name]))
     for replica in found:
         assert replica[name]["batch_sizes"] == whole["batch_sizes"] == [8] * len(whole["batch_sizes"])
         for figures in ("measured", "received", "class_risk"):
@@ -180,7 +193,7 @@ def test_replicas_end_a_step_with_the_same_bits(name: str, found: Found) -> None
 
 def test_without_gathering_the_gradient_is_another_one(found: Found) -> None:
     """The negative control: the loss, the attack and BatchNorm couple the images of a batch."""
-    whole = left_by_step(Case(**STEPS["pgd_at"]))["tensors"]
+    whole = left_by_step(case_of(**STEPS["pgd_at"]))["tensors"]
     for tensor in ("0.head.weight.grad", "0.proxies.grad", "0.backbone.blocks.0.weight.grad"):
         off = (found[0]["not gathered"]["tensors"][tensor] - whole[tensor]).abs().max() / whole[tensor].abs().max()
         assert off > 0.01

@@ -60,7 +60,7 @@ def test_a_killed_replica_restarts_all_and_changes_no_weight_beyond_rounding(tmp
 @pytest.mark.ray
 @pytest.mark.slow
 def test_on_three_nodes_members_are_packed_or_spread_and_their_replicas_sit_together(tmp_path: Path) -> None:
-    """Slow: three nodes and two runs. The nodes hold 3, 2 and 1 workers; two members of two replicas need 4."""
+    """Slow: three nodes and two runs. The nodes hold 2, 2 and 1 workers; two members of two replicas need 4."""
     program = Path(__file__).with_name("several_nodes.py")
     with tempfile.TemporaryDirectory() as short:  # a socket's path has at most 107 characters
         environment = os.environ | {"HOME": str(tmp_path), "RAY_TMPDIR": short}
@@ -69,11 +69,9 @@ def test_on_three_nodes_members_are_packed_or_spread_and_their_replicas_sit_toge
     assert ran.returncode == 0, ran.stderr[-2000:]
     found = json.loads(ran.stdout.splitlines()[-1])
 
-    assert len(found["pack"]["workers"]) == 2
-    assert len(found["spread"]["workers"]) == 3
-    for placement in ("pack", "spread"):
-        workers, nodes = found[placement]["workers"], found[placement]["nodes_of_a_member"]
-        assert sum(workers) == 4
-        assert sum(count == 1 for count in nodes) == sum(count // 2 for count in workers)
+    assert found["pack"] == {"workers": [2, 2], "nodes_of_a_member": [1, 1]}
+    assert found["spread"]["workers"] == [2, 1, 1]
+    # One member whole where two workers are on a node; the other has to make do with what is left over.
+    assert sorted(found["spread"]["nodes_of_a_member"]) == [1, 2]
     # Two GPUs hold not five shares of 0.4 but four, and not twelve of 1/6 but ten: what placement reckons with, too.
     assert (found["0.4"], found["1/6"]) == (4, 10)
