@@ -98,8 +98,20 @@ class Story:
         self.waited_for.append(notice)
         time.sleep(COMES_AFTER_S)
         # At the beginning all that is needed and a spare; later one for one.
-        for _ in range(MEMBERS + 1 if len(self.waited_for) == 1 else 1):
-            self.cluster.add_node(num_cpus=1, **_STORE)
+        self._add_nodes(MEMBERS + 1 if len(self.waited_for) == 1 else 1)
+
+    def _add_nodes(self, count: int) -> None:
+        goal = living_nodes() + count
+        while living_nodes() < goal:
+            try:
+                self.cluster.add_node(num_cpus=1, **_STORE)
+            except Exception as error:
+                print(f"a node has not started: {error}", flush=True)
+                time.sleep(10)
+
+
+def living_nodes() -> int:
+    return sum(node["Alive"] for node in ray.nodes())
 
 
 def coordinator_is_with_the_driver(config: RunConfig) -> bool:
