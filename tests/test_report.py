@@ -61,11 +61,14 @@ def marks(table: Table, column: int) -> list[str | None]:
 
 @pytest.fixture(scope="module")
 def report(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """The page of two complete runs, one with failed checks."""
+    """The page of two runs with every part, one with failed checks."""
     folder = tmp_path_factory.mktemp("report")
+    natural = evaluation(strength=0.04, defense="natural", failing=("black_box",), **SHORT)
+    # A few images: their maps take long.
+    arrays = showcase(images=24, shown=2)
     runs = [
-        complete_run(folder / "eat-0", strength=0.45, **SHORT),
-        complete_run(folder / "natural-0", strength=0.04, defense="natural", failing=("black_box",), **SHORT),
+        write_run(folder / "eat-0", summary=evaluation(strength=0.45, **SHORT), trained=history(), arrays=arrays),
+        write_run(folder / "natural-0", summary=natural, trained=history(adversarial=False), arrays=arrays),
     ]
     return Path(write_report(runs, str(folder / "report.html")).page).read_text(encoding="utf-8")
 
@@ -396,15 +399,17 @@ def test_every_id_is_there_once_and_every_reference_leads_somewhere(report: str)
 def test_text_from_outside_stays_text(tmp_path: Path) -> None:
     """As the name of a folder, a model, an attack, an image and a class, and in command and config."""
     evil = "<script>alert(1)<"
-    point = SHORT["curves"][0] | {"objective": evil}
-    summary = evaluation(command=evil, target={"kind": evil, "name": evil}, dataset=evil, defense=evil, curves=[point])
+    point = SHORT["curves"][1] | {"objective": evil}
+    summary = evaluation(command=evil, target={"kind": evil, "name": evil}, dataset=evil, defense=evil)
+    summary |= {"curves": [point], "fractions_table": []}
     summary["ensemble"]["attacked"][f"{evil}/{evil}"] = {"r_at_1": 0.1}
     summary["sanity"][0] |= {"claim": evil, "measured": evil}
     # Two runs, or there would be no legends.
     write_run(tmp_path / evil, summary=summary, config={"name": evil}, arrays=showcase(images=24, shown=1))
     about = tmp_path / evil / "evaluation/full/showcase.json"
     about.write_text(json.dumps({"attack": evil, "names": [evil], "classes": [evil] * 8}))
-    folders = [Folder.at(tmp_path / evil), write_run(tmp_path / "$\\frac$ & <b>", summary=evaluation(**SHORT))]
+    beside = evaluation(**BARE) | {"ladder": summary["ladder"]}
+    folders = [Folder.at(tmp_path / evil), write_run(tmp_path / "$\\frac$ & <b>", summary=beside)]
 
     html = Path(write_report(folders, str(tmp_path / "r.html"), title=evil).page).read_text(encoding="utf-8")
 
@@ -440,7 +445,7 @@ def test_the_same_runs_give_the_same_bytes(tmp_path: Path) -> None:
 
 
 def test_a_report_that_cannot_be_written_leaves_nothing(tmp_path: Path) -> None:
-    folder = write_run(tmp_path / "a", summary=evaluation(**SHORT))
+    folder = write_run(tmp_path / "a", summary=evaluation(**BARE) | {"ladder": evaluation()["ladder"]})
     (tmp_path / "out" / "r.html" / "in the way").mkdir(parents=True)
 
     with pytest.raises(StorageError):
@@ -541,7 +546,7 @@ def test_what_was_asked_for_wrongly_is_one_line(tmp_path: Path) -> None:
 
 
 def test_a_page_lists_its_drawings_in_folds_too() -> None:
-    page = make_page([run_of("a", **SHORT)])
+    page = make_page([run_of("a", **BARE | {"curves": SHORT["curves"]})])
 
     assert isinstance(page, Page)
     names = [plot.name for plot in page.plots()]

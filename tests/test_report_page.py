@@ -66,7 +66,8 @@ def test_it_opens_quietly_and_asks_for_nothing_else(browser: Browser, page_file:
     page.on("console", lambda message: complaints.append(message.text))
     page.on("pageerror", lambda error: complaints.append(str(error)))
 
-    page.goto(page_file.as_uri(), wait_until="networkidle")
+    page.goto(page_file.as_uri())
+    page.wait_for_load_state("networkidle")
 
     assert [url for url in requests if not url.startswith("data:")] == [page_file.as_uri()]
     assert complaints == []
