@@ -158,6 +158,67 @@ def test_without_exclusive_creation_the_one_who_wrote_last_wins(
     assert folder.read_json(LEASE)["host"] == "node-7"  # and it is left alone
 
 
+@pytest.fixture
+def bucket(monkeypatch: pytest.MonkeyPatch) -> Iterator[Folder]:
+    """A folder in a bucket of an S3 server on loopback."""
+    import boto3
+    from moto.server import ThreadedMotoServer
+
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+        monkeypatch.setenv(name, "testing")
+    monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+    server = ThreadedMotoServer("127.0.0.1", port=0, verbose=False)
+    server.start()
+    _, port = server.get_host_and_port()
+    boto3.client("s3", endpoint_url=f"http://127.0.0.1:{port}", region_name="us-east-1").create_bucket(Bucket="bucket")
+    yield Folder.at(f"s3://bucket/runs/a?region=us-east-1&scheme=http&endpoint_override=127.0.0.1:{port}")
+    server.stop()
+
+
+def test_in_a_bucket_of_several_that_start_at_the_same_instant_one_gets_the_folder(
+    bucket: Folder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(lease, "SETTLE_S", 2.0)
+    start, go_on, held, refused = threading.Barrier(4), threading.Event(), [], []
+
+    def attempt() -> None:
+        start.wait()
+        try:
+            with holding(bucket):
+                held.append(1)
+                go_on.wait(30)
+        except StorageError as error:
+            refused.append(str(error))
+        if len(refused) == 3:
+            go_on.set()
+
+    threads = [threading.Thread(target=attempt) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
+
+    assert (len(held), len(refused)) == (1, 3)
+    assert f"is being worked on by process {os.getpid()} on " in refused[0]
+    assert not bucket.exists(LEASE)
+
+
+def test_in_a_bucket_a_lease_of_another_machine_holds_until_it_expires(
+    bucket: Folder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(lease, "SETTLE_S", 0.1)
+    values = vars(replace(Holder.here(), host="node-7", process=4711, space="another kernel"))
+    bucket.write_json(LEASE, {"schema": 1, **values})
+
+    with pytest.raises(StorageError, match="process 4711 on node-7"), holding(bucket):
+        pytest.fail("held twice")
+    monkeypatch.setattr(lease, "EXPIRES_AFTER_S", 2.0)
+    time.sleep(3.5)  # times in a bucket are whole seconds
+    with holding(bucket):
+        assert bucket.read_json(LEASE)["process"] == os.getpid()
+    assert not bucket.exists(LEASE)
+
+
 def test_the_lease_is_renewed_while_it_is_held(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(lease, "RENEW_EVERY_S", 0.05)
     folder = Folder.at(tmp_path)

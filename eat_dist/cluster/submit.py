@@ -67,8 +67,8 @@ class Jobs:
             package.write(archive)
             taken = {job.submission_id for job in self._client.list_jobs()}
             number = max((_number(name, other) for other in taken if other), default=0)
+            number, begin = number + 1, time.monotonic()
             while True:
-                number += 1
                 submission = f"{name}-{number}"
                 variables = dict(environment) | {"EAT_DIST_JOB": submission}
                 try:
@@ -81,7 +81,11 @@ class Jobs:
                         )
                     )
                 except RuntimeError as error:
-                    if "already exists" not in str(error):  # else somebody took that number a moment ago
+                    if "already exists" in str(error):  # somebody took that number a moment ago
+                        number += 1
+                    elif "try again later" in str(error) and time.monotonic() - begin < PATIENCE_S:
+                        time.sleep(_POLL_S)  # a head that has just started has no agent yet
+                    else:
                         raise
 
     def follow(self, submission: str, write: Callable[[str], None]) -> int:
