@@ -237,7 +237,8 @@ def _why(error: ray.train.TrainingFailedError, config: RunConfig) -> str:
         return str(_cause(late[0]))
     if failures:
         rank, failure = sorted(failures.items())[0]
-        reason = f"member {rank} failed: {' '.join(str(_cause(failure)).split())[:300]}"
+        who = "member" if config.cluster.replicas_per_member == 1 else "worker"  # which member's is its own to know
+        reason = f"{who} {rank} failed: {' '.join(str(_cause(failure)).split())[:300]}"
     else:
         reason = " ".join(str(error).split())[-300:]
     return f"training stopped, with up to {config.cluster.max_restarts} restarts (cluster.max_restarts) tried; {reason}"
