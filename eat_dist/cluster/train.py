@@ -267,4 +267,4 @@ def _why(error: ray.train.TrainingFailedError, config: RunConfig) -> ClusterErro
     if late:
         return ClusterError(str(cause(late[0])))
     tried = f"with up to {config.cluster.max_restarts} restarts (cluster.max_restarts) tried"
-    return ClusterError(f"training stopped, {tried}; {one_line(error)}")
+    return ClusterError(f"training stopped, {tried}; {one_line(error, config)}")

@@ -103,7 +103,7 @@ class PatientStart(ControllerCallback):  # type: ignore[misc]  # Ray is not type
         if isinstance(current_state, RestartingState):
             self._restarts += 1
             self.notice(
-                f"{one_line(current_state.training_failed_error)}; restart {self._restarts} of all members, from the "
+                f"{one_line(current_state.training_failed_error, self.config)}; restart {self._restarts} of all members, from the "
                 f"newest checkpoint"
             )
         elif isinstance(current_state, SchedulingState) and self._since is None:
@@ -136,7 +136,7 @@ class PatientStart(ControllerCallback):  # type: ignore[misc]  # Ray is not type
 
     def _failed_start(self, error: BaseException) -> None:
         self._failed_starts += 1
-        reason = one_line(error)
+        reason = one_line(error, self.config)
         if self._failed_starts > self.max_restarts:
             raise ClusterError(f"the members could not be started {self._failed_starts} times in a row; {reason}")
         self.notice(f"the members could not be started; {reason}; trying again")
@@ -159,13 +159,14 @@ def train_settings(config: ClusterConfig) -> Iterator[None]:
             os.environ.pop(name, None)
 
 
-def one_line(error: BaseException) -> str:
-    """Ray Train's account of what failed, in one line: the lowest member's failure, else the last words."""
+def one_line(error: BaseException, config: RunConfig) -> str:
+    """Ray Train's account of what failed, in one line: the lowest worker's failure, else the last words."""
     failures = getattr(error, "worker_failures", {})
     if not failures:
         return " ".join(str(error).split())[-300:]
     rank, failure = sorted(failures.items())[0]
-    return f"member {rank} failed: {' '.join(str(cause(failure)).split())[:300]}"
+    who = "member" if config.cluster.replicas_per_member == 1 else "worker"  # whose replica it is, only the grid knows
+    return f"{who} {rank} failed: {' '.join(str(cause(failure)).split())[:300]}"
 
 
 def cause(error: BaseException) -> BaseException:
