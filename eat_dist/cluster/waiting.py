@@ -102,10 +102,8 @@ class PatientStart(ControllerCallback):  # type: ignore[misc]  # Ray is not type
         """
         if isinstance(current_state, RestartingState):
             self._restarts += 1
-            self.notice(
-                f"{one_line(current_state.training_failed_error, self.config)}; restart {self._restarts} of all members, from the "
-                f"newest checkpoint"
-            )
+            why = one_line(current_state.training_failed_error, self.config)
+            self.notice(f"{why}; restart {self._restarts} of all members, from the newest checkpoint")
         elif isinstance(current_state, SchedulingState) and self._since is None:
             self._since = self._clock()
         elif isinstance(current_state, ReschedulingState):
