@@ -195,6 +195,7 @@ def test_a_run_is_recorded_whole_under_its_stable_names(recorded: Recorded) -> N
     np.testing.assert_allclose([entry.value for entry in means], per_epoch, rtol=1e-5)
     assert {f"epoch/member_{rank}/adversarial_loss" for rank in range(3)} <= set(run.data.metrics)
 
+    assert run.data.tags.items() >= {"evaluation.epsilon": "0.2", "evaluation.protocol": "quick"}.items()
     metrics = run.data.metrics
     assert metrics["clean/nmi"] == summary["clean"]["nmi"]
     by_objective = [figures["r_at_1"] for figures in summary["attacked"].values()]
@@ -400,32 +401,21 @@ class Interfering(Console):
         yield show
 
 
-@pytest.fixture
-def mortal(tmp_path: Path) -> Iterator[Server]:
-    """A server of the test's own."""
-    (tmp_path / "server").mkdir()
-    server = Server(tmp_path / "server")
-    try:
-        server.start()
-        yield server
-    finally:
-        server.kill()
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize("returns", [False, True])
 def test_a_server_killed_in_mid_run_costs_one_warning_and_nothing_if_it_returns(
     returns: bool,
-    mortal: Server,
+    recorded: Recorded,
     run: Callable[..., tuple[int, str, str]],
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    """Slow: a server of its own is started, killed by SIGKILL, and in one case started again."""
+    """Slow: the server is killed by SIGKILL, and started again in mid-run or after it."""
+    mortal = recorded.server
     events = {8: mortal.kill} | ({16: mortal.start} if returns else {})
     monkeypatch.setattr("eat_dist.console.Console", lambda: Interfering(events))
     monkeypatch.setattr(tracking, "FIRST_PAUSE", 0.2)
-    settings = config_for(mortal.uri)
+    settings = config_for(mortal.uri, f"tracking.experiment=outage {returns}")
     Path("run.yaml").write_text(json.dumps(settings.model_dump(mode="json")), encoding="utf-8")
 
     code, out, error = run("train", "--config", "run.yaml", "--run-dir", "out")
@@ -438,7 +428,7 @@ def test_a_server_killed_in_mid_run_costs_one_warning_and_nothing_if_it_returns(
     assert "all metrics are in the run folder" in warning
     assert ("records did not arrive there" in out) is not returns
     if not returns:
-        mortal.start()
+        mortal.start()  # too late
     tracked = client(mortal.uri).get_run(summary["mlflow_run_id"])
     steps = [entry.step for entry in client(mortal.uri).get_metric_history(tracked.info.run_id, "ensemble/clean_loss")]
     if returns:
@@ -565,3 +555,50 @@ def test_a_store_that_refuses_to_register_costs_one_warning(
 
 
 CHROMIUM = shutil.which("chromium")
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+@pytest.mark.skipif(CHROMIUM is None, reason="there is no chromium on the PATH")
+def test_mlflows_own_page_shows_trials_nested_beneath_the_sweep_with_their_charts(
+    recorded: Recorded, tmp_path: Path
+) -> None:
+    """Slow: a browser loads MLflow's application. The figures drawn are read from the chart itself."""
+    playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
+    trials = [f"gamma-{gamma:g}" for gamma in GAMMAS]
+    quiet = ["--no-sandbox", "--disable-gpu", "--disable-background-networking"]
+    with playwright.sync_playwright() as started:
+        browser = started.chromium.launch(executable_path=CHROMIUM, args=quiet)
+        page = browser.new_context(viewport={"width": 1600, "height": 1000}).new_page()
+        page.set_default_timeout(120_000)
+
+        page.goto(f"{recorded.server.uri}/#/experiments/{recorded.experiment}/runs?compareRunsMode=CHART")
+        for name in ("sweep", "natural"):
+            page.get_by_role("link", name=name, exact=True).wait_for()
+        assert [page.get_by_role("link", name=trial, exact=True).count() for trial in trials] == [0, 0]
+
+        # The sign before a parent's name has no name of its own.
+        page.locator("[data-component-id*=runnamecellrenderer]").first.click()
+        for name in (*trials, "pruned"):
+            page.get_by_role("link", name=name, exact=True).wait_for()
+
+        # One chart of what was logged by epoch: a line for each run, over epochs.
+        page.get_by_placeholder("Search metric charts").fill("^epoch/clean_loss$")
+        drawn = "gd => gd.data && gd.data.filter(line => line.x && line.x.length > 1).length >= 3"
+        page.wait_for_function(f"() => [...document.querySelectorAll('.js-plotly-plot')].some({drawn})")
+        lines = page.evaluate(
+            "() => [...document.querySelectorAll('.js-plotly-plot')]"
+            ".flatMap(gd => gd.data.map(line => [line.name, [...(line.x || [])], [...(line.y || [])]]))"
+        )
+        page.screenshot(path=str(tmp_path / "runs.png"), timeout=120_000)  # to be looked at
+
+        page.goto(f"{recorded.server.uri}/#/models/digits-natural/versions/1")
+        page.get_by_text("attacked/pgd2/r_at_1").first.wait_for()
+        browser.close()
+
+    by_name = {str(name): (steps, values) for name, steps, values in lines if len(steps) > 1}
+    for run_id, name in zip((*recorded.trials, recorded.alone), (*trials, "natural"), strict=True):
+        [(steps, values)] = [line for label, line in by_name.items() if name in label]
+        history = recorded.client.get_metric_history(run_id, "epoch/clean_loss")
+        assert steps == [entry.step for entry in history] == list(range(1, EPOCHS + 1))
+        assert values == pytest.approx([entry.value for entry in history])

@@ -28,7 +28,7 @@ def print_comparison(comparison: Comparison, console: Console) -> None:
         _print(_table(comparison, figures=True, settings=False, narrow=narrow), console)
         _print(_table(comparison, figures=False, settings=True, narrow=narrow), console)
     for line in _legend(comparison):
-        console.print(line, markup=False, highlight=False)
+        console.print(line, markup=False, highlight=False, soft_wrap=True)
 
 
 def _table(comparison: Comparison, *, figures: bool, settings: bool, narrow: bool) -> Table:

@@ -17,6 +17,7 @@ PARENT_TAG = "mlflow.parentRunId"
 Status = Literal["FINISHED", "FAILED", "KILLED"]
 """How a run ended, in MLflow's words: well; by a fault; stopped by somebody (Ctrl-C, a scheduler that pruned it)."""
 
+_KIND = {"mlflow.experimentKind": "custom_model_development"}  # opens as runs and charts, not as traces of prompts
 _UNDER_WAY = ("RUNNING", "SCHEDULED")
 
 
@@ -75,7 +76,7 @@ def _experiment_id(client: Any, name: str, uri: str) -> str:
         database = sqlite_file(uri)
         location = None if database is None else (database.parent / "mlartifacts").as_uri()
         try:
-            return str(client.create_experiment(name, artifact_location=location))
+            return str(client.create_experiment(name, artifact_location=location, tags=_KIND))
         except MlflowException as error:
             # Another run that started at the same time was quicker.
             if error.error_code != "RESOURCE_ALREADY_EXISTS":
