@@ -211,5 +211,6 @@ def start_coordinator(name: str, policy: Policy, *, timeout: float) -> Any:
         timeout: Seconds until a missing member is an error.
     """
     actor = ray.remote(num_cpus=0, max_restarts=-1, max_task_retries=0, max_concurrency=1000)(CoordinatorState)
-    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=True)
+    # Not softly: Ray takes that for a wish, and starts it elsewhere if a worker is sooner ready there.
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
     return actor.options(name=name, scheduling_strategy=here).remote(policy, timeout)
