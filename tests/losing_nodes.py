@@ -115,7 +115,7 @@ def living_nodes() -> int:
 
 
 def coordinator_is_with_the_driver(config: RunConfig) -> bool:
-    """Whether an actor like the run's is where this process is; asked often, since chance could have it so."""
+    """Whether actors like the run's are where this process is; several, since chance could have one so."""
     from eat_dist.cluster.coordinator import start_coordinator
     from eat_dist.robustness.statistics import Policy
 
