@@ -218,7 +218,7 @@ def start_coordinator(name: str, policy: Policy, *, timeout: float, replicas: in
         replicas: Processes that train one member.
     """
     actor = ray.remote(num_cpus=0, max_restarts=-1, max_task_retries=0, max_concurrency=1000)(CoordinatorState)
-    # Beside the driver, which no spot instance holds, and not within what a trial of a sweep has reserved for itself. Not
-    # softly: Ray takes that for a wish, and starts it elsewhere if a worker is sooner ready there.
+    # Beside the driver, which no spot instance holds, and not within what a trial of a sweep has reserved. Not
+    # softly: Ray takes that for a wish, and starts it elsewhere where a worker is ready sooner.
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
     return actor.options(name=name, scheduling_strategy=here).remote(policy, timeout, replicas)
