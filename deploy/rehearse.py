@@ -249,6 +249,7 @@ def free_ports(count: int) -> list[int]:
 
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that nothing is left running then, either
     with contextlib.suppress(KeyboardInterrupt):
         main()
         sys.exit(0)
