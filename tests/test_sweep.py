@@ -212,7 +212,7 @@ def train_a_little(task: Mapping[str, Any], report: Any, *, folder: str) -> None
 
     config = small_config("data.batch_size=900", "data.images_per_class=180", "train.epochs=2", *SMALL[2:])
     config = config.model_copy(
-        update={"cluster": config.cluster.model_copy(update={"cpus_per_member": 0.25, "threads_per_member": 1})}
+        update={"cluster": config.cluster.model_copy(update={"cpus_per_member": 0.5, "threads_per_member": 1})}
     )
     run = Folder.at(f"{folder}/{task['id']}")
     for epoch in (1, 2):
@@ -247,10 +247,10 @@ class CountingBook:
 @pytest.mark.long
 @pytest.mark.timeout(6 * 3600)
 def test_a_hundred_stopped_trials_leave_no_placement_group(tmp_path: Path, ray_session: None) -> None:
-    """Long: a hundred starts of Ray Train, eight at once on quarters of a CPU."""
+    """Long: a hundred starts of Ray Train, four at once on half a CPU each."""
     from eat_dist.cluster.tune import Halving, run_trials
 
-    book, concurrent = CountingBook(int(os.environ.get("EAT_DIST_STOPPED_TRIALS", "101"))), 8
+    book, concurrent = CountingBook(int(os.environ.get("EAT_DIST_STOPPED_TRIALS", "101"))), 4
 
     run_trials(
         partial(train_a_little, folder=str(tmp_path)),

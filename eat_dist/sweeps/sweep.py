@@ -128,6 +128,7 @@ class _Sweep:
             "eat_dist": __version__,
         }
         self.folder.create()
+        self._write_state(trials, before)  # first: what has it can be resumed
         write_trials(self.folder, trials)
         tracker = self._track()
         self.about["mlflow_run_id"] = tracker.run_id
