@@ -75,8 +75,7 @@ def train_on_ray(
         scaling_config=_scaling(placement, config.ensemble.members),
         run_config=ray.train.RunConfig(
             name=name,
-            storage_path=run_folder.child("ray").path,
-            storage_filesystem=None if run_folder.is_local else run_folder.filesystem,
+            storage_path=str(run_folder.child("ray")),
             failure_config=ray.train.FailureConfig(
                 max_failures=config.cluster.max_restarts, controller_failure_limit=config.cluster.max_restarts
             ),
