@@ -87,8 +87,7 @@ def train_on_ray(
         scaling_config=_scaling(placement, config),
         run_config=ray.train.RunConfig(
             name=name,
-            storage_path=run_folder.child("ray").path,
-            storage_filesystem=None if run_folder.is_local else run_folder.filesystem,
+            storage_path=str(run_folder.child("ray")),
             failure_config=ray.train.FailureConfig(
                 max_failures=config.cluster.max_restarts,
                 controller_failure_limit=-1,  # the callback counts, and tells failures from a lack of room
