@@ -36,7 +36,7 @@ def connect(config: ClusterConfig) -> None:
             log_to_driver=False,  # what goes wrong in a worker comes back as its error
             **(local if address == "local" else {}),
         )
-    except (ConnectionError, RuntimeError, ValueError) as error:
+    except Exception as error:  # what Ray raises where its own processes do not start in time is no narrower
         reason = " ".join(str(error).split())
         hint = (
             "; the cluster requires a token: export RAY_AUTH_MODE=token, with the token in RAY_AUTH_TOKEN or "
