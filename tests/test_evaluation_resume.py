@@ -49,7 +49,7 @@ class Stopping(Folder):
     @classmethod
     def after(cls, files: int, location: Path) -> Stopping:
         folder = Folder.at(location)
-        return cls(folder.filesystem, folder.path, files)
+        return cls(folder.filesystem, folder.path, files=files)
 
 
 def part_names(attack: str) -> list[str]:

@@ -46,7 +46,7 @@ BAD = {
     "no cluster there": ([*TRAIN, "--address", NOWHERE], f"no cluster answers at {NOWHERE} ("),
     "no cluster named": (TRAIN, "which cluster? Give --address http://HEAD:8265"),
     "an address of another form": ([*TRAIN, "--address", "head:6379"], "must be the URL of the head's dashboard"),
-    "an unknown command": (["trian"], "no subcommand 'trian' to submit; did you mean 'train'? Known: train, "),
+    "an unknown command": (["trian"], "no subcommand 'trian' to submit; did you mean 'train'? Known: "),
     "half a command": (["data"], "no subcommand 'data' to submit. Known: data prepare, data inspect"),
     "itself": (["submit", "train"], "no subcommand 'submit' to submit"),
     "a run without a name": (["train"], "needs a name that a resubmission finds again: give --run-dir"),
