@@ -150,7 +150,8 @@ def test_workers_get_the_absolute_path_of_shards_that_are_there(
 def test_given_shards_are_made_absolute_and_urls_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     assert with_shards(DataConfig(dataset="folder", shards="here")).shards == str(tmp_path / "here")
-    assert with_shards(DataConfig(dataset="folder", shards="s3://bucket/here")).shards == "s3://bucket/here"
+    url = "s3://bucket/here?region=us-east-1"
+    assert with_shards(DataConfig(dataset="folder", shards=url)).shards == url
 
 
 def test_shards_that_this_machine_does_not_see_are_named(config: DataConfig) -> None:

@@ -229,7 +229,8 @@ def test_the_spaces_that_come_with_it_fit_the_configs_that_come_with_it(path: Pa
 
 
 def test_the_spaces_that_come_with_it_are_those_that_the_docs_name() -> None:
-    assert {path.stem for path in READY} == {"diversity_epsilon", "gamma_epsilon", "self_transfer", "optimiser", "smoke"}
+    names = {"diversity_epsilon", "gamma_epsilon", "self_transfer", "optimiser", "smoke"}
+    assert {path.stem for path in READY} == names
 
 
 def test_a_file_that_is_missing_or_no_yaml_is_one_line(tmp_path: Path) -> None:
