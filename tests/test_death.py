@@ -88,7 +88,7 @@ def test_a_stopped_member_is_named_and_after_the_timeout_replaced_and_changes_no
     """
     from eat_dist.cluster.train import train_on_ray
 
-    config = small_config("train.epochs=20", "attack.num_steps=10", "name=stopped", "cluster.gather_timeout=30")
+    config = small_config("train.epochs=20", "attack.num_steps=10", "name=stopped", "cluster.gather_timeout=45")
     train_locally(config, tmp_path / "undisturbed")
     stopped: list[int] = []
     notices: list[str] = []
