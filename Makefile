@@ -1,4 +1,4 @@
-# make train | test | lint | bench: each sets everything up by itself and needs only Python (3.11 or newer) and make.
+# make train | test | test-long | lint | bench | rehearse: each sets everything up by itself and needs only Python (3.11 or newer) and make.
 PYTHON ?= python3
 VENV   ?= .venv
 BIN    := $(VENV)/bin
@@ -10,13 +10,17 @@ HERE   := $(VENV)/.package-$(shell pwd | sha256sum | cut -c1-16)
 # Threads of several processes on a few cores wait for each other by spinning; the members set their own number.
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: train test lint format bench rehearse dist clean
+.PHONY: train test test-long lint format bench rehearse dist clean
 
 train: $(HERE)
 	$(BIN)/eat-dist train $(ARGS)
 
 test: $(HERE)
 	$(BIN)/python -m pytest --numprocesses 2 --dist loadgroup $(ARGS)
+
+# Clusters of several nodes, sweeps and their deaths: tens of minutes.
+test-long: $(HERE)
+	$(BIN)/python -m pytest -m long --timeout 1800 $(ARGS)
 
 lint: $(HERE)
 	$(BIN)/ruff check $(CODE)

@@ -109,7 +109,7 @@ def _own_address() -> str:
 
 
 def _wait_for(port: int, process: subprocess.Popen[bytes], log: Path) -> None:
-    for _ in range(240):
+    for _ in range(720):  # three minutes: on a busy machine a head takes one
         assert process.poll() is None, log.read_text()
         with contextlib.suppress(OSError), socket.create_connection((_own_address(), port), timeout=1):
             return

@@ -26,7 +26,7 @@ print("trained", [result.iterations for result in results])
 """
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.ray
 def test_a_real_autoscaler_brings_the_nodes_of_a_run_from_none_behind_a_token() -> None:
     """Slow: a head, its autoscaler, two nodes that it starts, and two members."""

@@ -212,7 +212,7 @@ def test_a_run_is_replaced_only_when_asked(s3: ObjectStore, bucket: str, run: Ca
 
 
 @pytest.mark.ray
-@pytest.mark.slow
+@pytest.mark.long
 def test_members_on_ray_write_to_the_bucket_that_the_driver_was_given(
     s3: ObjectStore, undisturbed: Undisturbed, run: Call, ray_session: None
 ) -> None:

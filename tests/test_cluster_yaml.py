@@ -346,7 +346,7 @@ def _answer(port: str, *, host: str) -> int:
         return refused.code
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.timeout(600)
 def test_the_head_starts_an_mlflow_server_that_outlives_the_shell_and_is_not_started_twice(tmp_path: Path) -> None:
     """Fifteen seconds: a real server."""

@@ -77,7 +77,7 @@ STOP_AFTER = (12, 42)
 
 
 @pytest.mark.ray
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.timeout(600)
 def test_a_stopped_member_is_named_and_after_the_timeout_replaced_and_changes_no_weight(
     tmp_path: Path, ray_session: None

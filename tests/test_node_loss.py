@@ -17,7 +17,7 @@ from small_runs import largest_difference, train_locally, weights
 
 
 @pytest.mark.ray
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.timeout(900)
 def test_lost_nodes_change_no_weight_whether_another_is_free_or_comes_later(tmp_path: Path) -> None:
     """Slow: one cluster of up to four nodes, on which the members are started three times.

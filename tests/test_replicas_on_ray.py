@@ -21,7 +21,7 @@ REPLICAS = "cluster.replicas_per_member=2"
 
 
 @pytest.mark.ray
-@pytest.mark.slow
+@pytest.mark.long
 def test_two_replicas_train_the_weights_of_one_and_either_goes_on_from_the_others_checkpoint(
     tmp_path: Path, ray_session: None
 ) -> None:
@@ -45,7 +45,7 @@ def test_two_replicas_train_the_weights_of_one_and_either_goes_on_from_the_other
 
 
 @pytest.mark.ray
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_killed_replica_restarts_all_and_changes_no_weight_beyond_rounding(tmp_path: Path, ray_session: None) -> None:
     """Slow: Ray Train starts four workers, and starts them again. Under relay, and resumed by the replicas."""
     config = small_config("ensemble.members=2", "train.epochs=8", "defense.transfer_rule=relay", "attack.num_steps=6")
@@ -58,7 +58,7 @@ def test_a_killed_replica_restarts_all_and_changes_no_weight_beyond_rounding(tmp
 
 
 @pytest.mark.ray
-@pytest.mark.slow
+@pytest.mark.long
 def test_on_three_nodes_members_are_packed_or_spread_and_their_replicas_sit_together(tmp_path: Path) -> None:
     """Slow: three nodes and two runs. The nodes hold 2, 2 and 1 workers; two members of two replicas need 4."""
     program = Path(__file__).with_name("several_nodes.py")

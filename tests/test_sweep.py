@@ -78,7 +78,7 @@ def read(folder: Path) -> tuple[dict[str, Any], list[dict[str, Any]]]:
 
 
 @pytest.mark.ray
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.timeout(900)
 def test_a_sweep_stops_bad_trials_and_ends_with_the_best_config(tmp_path: Path, ray_session: None) -> None:
     """Slow: six starts of Ray Train. Two trials run at once; with one learning rate the loss is not finite."""
@@ -150,7 +150,7 @@ def test_a_sweep_stops_bad_trials_and_ends_with_the_best_config(tmp_path: Path, 
 
 
 @pytest.mark.ray
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.timeout(900)
 def test_a_sweep_whose_process_is_killed_goes_on_with_the_same_trials(tmp_path: Path, ray_session: None) -> None:
     """Slow: a Ray cluster of its own, killed with it, and four starts of Ray Train."""
