@@ -8,6 +8,7 @@ import sys
 from types import ModuleType
 
 import pytest
+from ray.cloudpickle import register_pickle_by_value
 
 from conftest import REPOSITORY
 
@@ -20,8 +21,9 @@ def benchmark() -> ModuleType:
     assert specification is not None
     assert specification.loader is not None
     module = importlib.util.module_from_spec(specification)
-    sys.modules["coordinator_scale"] = module  # Ray's workers get its classes by value, dataclasses look it up
+    sys.modules["coordinator_scale"] = module  # dataclasses look it up
     specification.loader.exec_module(module)
+    register_pickle_by_value(module)  # Ray's workers cannot import it
     return module
 
 
