@@ -88,7 +88,7 @@ def test_a_process_number_that_was_given_anew_is_not_the_holder(
     folder.write_json(LEASE, {"schema": 1, **vars(holder)})
 
     with holding(folder):
-        pass
+        assert folder.read_json(LEASE)["token"] != "earlier"
 
 
 @pytest.mark.parametrize("content", ["another machine's", "being written"])

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from eat_dist.errors import ConfigError, EatError, StorageError
+from eat_dist.metrics.pareto import not_dominated
 from eat_dist.report import sweep_figures, write_report
 from eat_dist.report.content import Listing, Table, Text
 from eat_dist.report.page import render
@@ -20,7 +21,7 @@ from eat_dist.report.sweeps.importance import FEWEST_TRIALS, analyse, analyses, 
 from eat_dist.report.sweeps.looks import STOPPED, strokes
 from eat_dist.report.sweeps.page import make_sweep_page, verdict, warnings
 from eat_dist.report.sweeps.parallel import parallel
-from eat_dist.report.sweeps.ranking import best, finished, front, gain, not_dominated, ordered, score
+from eat_dist.report.sweeps.ranking import best, finished, front, gain, ordered, score
 from eat_dist.report.sweeps.reading import Sweep, read_sweep
 from eat_dist.report.sweeps.space import read_space, written
 from eat_dist.report.sweeps.wording import objective_name, reason

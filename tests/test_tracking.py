@@ -238,7 +238,7 @@ def test_a_disabled_tracker_does_nothing(working_folder: Path) -> None:
 
 def test_importing_the_module_does_not_import_mlflow_or_matplotlib() -> None:
     check = "import sys, eat_dist.tracking; assert not {'mlflow', 'matplotlib'} & set(sys.modules)"
-    subprocess.run([sys.executable, "-c", check], check=True)
+    assert subprocess.run([sys.executable, "-c", check], check=False).returncode == 0
 
 
 def outlive(tracker: Tracker, *, calls: int = 20) -> None:

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
+from eat_dist.metrics.pareto import not_dominated
+
 Objective = Literal["attacked_nmi", "harmonic", "pareto"]
 Figures = dict[str, float]
 
@@ -44,12 +46,7 @@ def front(values: Mapping[str, Sequence[float]]) -> list[str]:
     Returns:
         Ids by falling first value.
     """
-    kept = [
-        name
-        for name, mine in values.items()
-        if not any(
-            all(other >= own for other, own in zip(theirs, mine, strict=True)) and tuple(theirs) != tuple(mine)
-            for theirs in values.values()
-        )
-    ]
+    names, points = list(values), list(values.values())
+    directions = ["max"] * len(points[0]) if points else []
+    kept = [names[index] for index in not_dominated(points, directions)]
     return sorted(kept, key=lambda name: tuple(-value for value in values[name]))

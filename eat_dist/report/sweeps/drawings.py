@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
+from eat_dist.metrics.pareto import not_dominated
 from eat_dist.report.drawing import INK, PALETTE, RULE, Drawing, Look, Margins
 from eat_dist.report.sweeps.importance import Analysis
 from eat_dist.report.sweeps.looks import BEST, FRONT, OTHER, legend, strokes
 from eat_dist.report.sweeps.parallel import parallel
-from eat_dist.report.sweeps.ranking import best, figure, finished, not_dominated, score
+from eat_dist.report.sweeps.ranking import best, figure, finished, score
 from eat_dist.report.sweeps.reading import Objective, Sweep, Trial
 from eat_dist.report.sweeps.space import Parameter
 from eat_dist.report.sweeps.wording import axis_label, counted, in_percent, objective_name, scored

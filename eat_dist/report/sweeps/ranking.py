@@ -5,10 +5,10 @@ from __future__ import annotations
 import statistics
 from collections.abc import Sequence
 
+from eat_dist.metrics.pareto import not_dominated
 from eat_dist.report.sweeps.reading import Objective, Result, Sweep, Trial
 
 _ORDER = ("FINISHED", "PRUNED", "INTERRUPTED", "RUNNING", "FAILED")
-Direction = str
 
 
 def final(trial: Trial) -> Result | None:
@@ -57,25 +57,6 @@ def front(sweep: Sweep) -> list[Trial]:
     points = [[score(trial, objective) or 0.0 for objective in sweep.objectives] for trial in trials]
     best_of_both = not_dominated(points, [objective.direction for objective in sweep.objectives])
     return _best_first([trials[index] for index in best_of_both], sweep.objectives[0])
-
-
-def not_dominated(points: Sequence[Sequence[float]], directions: Sequence[Direction]) -> list[int]:
-    """Which points are on the Pareto front.
-
-    Args:
-        points: [N][K].
-        directions: ``max`` or ``min`` for each of the K.
-
-    Returns:
-        Ascending indices. Equal points are all on it, or none is.
-    """
-    signs = [1 if direction == "max" else -1 for direction in directions]
-    up = [[sign * value for sign, value in zip(signs, point, strict=True)] for point in points]
-
-    def beats(one: Sequence[float], other: Sequence[float]) -> bool:
-        return one != other and all(mine >= theirs for mine, theirs in zip(one, other, strict=True))
-
-    return [index for index, point in enumerate(up) if not any(beats(other, point) for other in up)]
 
 
 def ordered(sweep: Sweep) -> list[Trial]:
