@@ -22,7 +22,7 @@ from eat_dist.config import RunConfig, dump_config
 from eat_dist.errors import CheckpointError, StorageError
 from eat_dist.storage import Folder
 
-SCHEMA = 1
+SCHEMA = 2
 MANIFEST = "checkpoint.json"
 _PLACES = ("root", "test_root", "shards", "workers")
 

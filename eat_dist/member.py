@@ -17,7 +17,7 @@ from eat_dist.config import OptimiserConfig, RunConfig
 from eat_dist.data.images import ImageSet
 from eat_dist.data.loader import Loader, make_loader
 from eat_dist.data.splits import Splits
-from eat_dist.defenses import DEFENSES, Learner
+from eat_dist.defenses import DEFENSES, Learner, options_of
 from eat_dist.errors import CheckpointError, NonFiniteLossError
 from eat_dist.exchange import Exchange
 from eat_dist.history import HistoryWriter, rows
@@ -163,6 +163,7 @@ class Member:
             exchange=exchange,
             config=config.defense,
             generator=self._generator,
+            options=options_of(config.defense),
         )
 
     @property
@@ -225,7 +226,7 @@ class Member:
         self.optimiser.zero_grad(set_to_none=True)
         batch = loader.batch(iteration)
         data_wait = time.perf_counter() - begin
-        result = DEFENSES[self.config.defense.name](self.learner, batch, self.ensemble)
+        result = DEFENSES[self.config.defense.name].step(self.learner, batch, self.ensemble)
         self._refuse_non_finite(result.ensemble)
         self.replicas.sum_gradients(self.model, self.loss)
         norm = _gradient_norm(self.optimiser)
@@ -309,6 +310,7 @@ class Member:
             "passes": self.passes,
             "last_gradient_norm": self.learner.last_gradient_norm,
             "statistics": self.ensemble.to_json(),
+            "defense": self.learner.memory,
             "optimiser_groups": groups,
             "mlflow_run_id": self.mlflow_run_id,
         }
@@ -321,6 +323,7 @@ class Member:
         restore_optimiser(self.optimiser, state.tensors, state.scalars["optimiser_groups"])
         self.ensemble = EnsembleStatistics.from_json(state.scalars["statistics"])
         self.passes = state.scalars["passes"]
+        self.learner.memory = dict(state.scalars["defense"])
         self.learner.last_gradient_norm = state.scalars["last_gradient_norm"]
 
 

@@ -17,7 +17,7 @@ import torch
 from eat_dist.attacks import ATTACKS
 from eat_dist.batch import Batch
 from eat_dist.config import AttackConfig, DefenseConfig, LossConfig, ModelConfig
-from eat_dist.defenses import DEFENSES, Learner, StepResult
+from eat_dist.defenses import DEFENSES, Learner, StepResult, options_of
 from eat_dist.errors import MemberLateError
 from eat_dist.exchange import Board, LocalExchange, run_together
 from eat_dist.losses import make_loss
@@ -67,10 +67,11 @@ class Case:
             LocalExchange(self.board, rank, policy=policy),
             self.config,
             lambda purpose: generator(purpose, rank),
+            options_of(self.config),
         )
 
     def step(self) -> list[StepResult]:
-        defense = DEFENSES[self.config.name]
+        defense = DEFENSES[self.config.name].step
 
         def work(learner: Learner) -> Callable[[], StepResult]:
             return lambda: defense(learner, self.batches[learner.rank], self.start)
@@ -333,4 +334,4 @@ def test_a_member_that_does_not_come_is_named() -> None:
     case = Case(2, transfer_rule="uniform")
     case.board.timeout = 0.2
     with pytest.raises(MemberLateError, match=r"^member 1 did not hand in 'adversarial batch' number 0 within 0\.2 s"):
-        run_together([lambda: DEFENSES["eat"](case.learners[0], case.batches[0], case.start)], case.board)
+        run_together([lambda: DEFENSES["eat"].step(case.learners[0], case.batches[0], case.start)], case.board)

@@ -215,7 +215,7 @@ def test_a_step_observes_once_the_clean_images_or_with_beta_one_the_adversarial_
     objective = batch_loss(expected, LABELS)
     attacked = attack(WhiteBox(model, objective), images, generators=generator("attack"))
     expected.observe(model(images if share < 1 else attacked).detach(), LABELS)
-    result = DEFENSES[defense](learner, Batch(images, LABELS, torch.arange(8)), EnsembleStatistics.initial(policy))
+    result = DEFENSES[defense].step(learner, Batch(images, LABELS, torch.arange(8)), EnsembleStatistics.initial(policy))
     torch.testing.assert_close(loss.centroids, expected.centroids)
     lengths = loss.centroids.norm(dim=1)  # 1 after one observation, less after several
     torch.testing.assert_close(lengths, torch.ones_like(lengths))

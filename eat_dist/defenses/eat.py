@@ -16,12 +16,12 @@ from eat_dist.attacks.objectives import batch_loss
 from eat_dist.batch import Batch
 from eat_dist.defenses.adversarial import OwnLoss, own_loss
 from eat_dist.defenses.table import (
-    DEFENSES,
     Learner,
     MeasuredPeer,
     StepResult,
     Waits,
     await_merged,
+    register,
     statistics_of,
 )
 from eat_dist.exchange import Pending, Tensors
@@ -30,7 +30,7 @@ from eat_dist.robustness.statistics import EnsembleStatistics, fooled
 from eat_dist.robustness.transfer import TRANSFER_RULES, class_weights
 
 
-@DEFENSES.register("eat")
+@register("eat")
 def eat(learner: Learner, batch: Batch, ensemble: EnsembleStatistics) -> StepResult:
     """One iteration of one member; the transfer rule decides which of the three forms it takes.
 

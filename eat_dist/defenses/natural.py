@@ -4,18 +4,18 @@ from __future__ import annotations
 
 from eat_dist.batch import Batch
 from eat_dist.defenses.table import (
-    DEFENSES,
     Learner,
     Measured,
     StepResult,
     Waits,
     await_merged,
+    register,
     statistics_of,
 )
 from eat_dist.robustness.statistics import EnsembleStatistics
 
 
-@DEFENSES.register("natural")
+@register("natural")
 def natural(learner: Learner, batch: Batch, ensemble: EnsembleStatistics) -> StepResult:
     """L = PAL(f(x), y). One pass."""
     embeddings = learner.model(batch.images)

@@ -6,11 +6,11 @@ from eat_dist.attacks import WhiteBox
 from eat_dist.attacks.objectives import batch_loss
 from eat_dist.batch import Batch
 from eat_dist.defenses.adversarial import own_loss
-from eat_dist.defenses.table import DEFENSES, Learner, StepResult, Waits, await_merged, statistics_of
+from eat_dist.defenses.table import Learner, StepResult, Waits, await_merged, register, statistics_of
 from eat_dist.robustness.statistics import EnsembleStatistics
 
 
-@DEFENSES.register("pgd_at")
+@register("pgd_at")
 def pgd_at(learner: Learner, batch: Batch, ensemble: EnsembleStatistics) -> StepResult:
     """L = (1 − β)·PAL(f(x), y) + β·PAL(f(x̃), y), x̃ maximising PAL over the image with the proxies fixed.
 

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import nn
@@ -13,10 +13,14 @@ from torch import nn
 from eat_dist.attacks import Generators, GradientAttack
 from eat_dist.batch import Batch
 from eat_dist.config import DefenseConfig
+from eat_dist.errors import ConfigError
 from eat_dist.exchange import Exchange, Pending
 from eat_dist.losses import MetricLoss
 from eat_dist.registry import Registry
 from eat_dist.robustness.statistics import ClassCounts, EnsembleStatistics, MemberStatistics, Received, fooled
+
+# Optional fields that are no single defense's own: they belong to the transfer rules.
+SHARED = {"relay_steps"}
 
 
 @dataclass
@@ -39,8 +43,10 @@ class Learner:
         loss: With the member's proxies.
         attack: The configured attack.
         exchange: The way to the other members.
-        config: β, γ, λ and the rule.
+        config: β, γ, λ and the rule; what only some defenses have is in ``options``.
         generator: purpose → random numbers for this member, iteration and purpose, on the model's device.
+        options: The defense's own options by name, configured or its defaults (:func:`options_of`).
+        memory: What a defense carries from one iteration to the next, by name; kept in checkpoints. Empty at first.
         last_gradient_norm: Of the previous update.
         last_waits: Where the previous iteration stood still.
         last_time: Seconds the previous iteration took.
@@ -53,6 +59,8 @@ class Learner:
     exchange: Exchange
     config: DefenseConfig
     generator: Callable[[str], Generators]
+    options: Mapping[str, Any] = field(default_factory=dict)
+    memory: dict[str, float] = field(default_factory=dict)
     last_gradient_norm: float | None = None
     last_waits: Waits = field(default_factory=Waits)
     last_time: float = 0.0
@@ -82,7 +90,50 @@ class Defense(Protocol):
     def __call__(self, learner: Learner, batch: Batch, ensemble: EnsembleStatistics) -> StepResult: ...  # noqa: D102
 
 
-DEFENSES: Registry[Defense] = Registry("defense")
+@dataclass(frozen=True)
+class DefenseEntry:
+    """A defense of the table.
+
+    Attributes:
+        step: Its training step.
+        options: The optional fields of :class:`DefenseConfig` (those that default to None) that it takes, with its
+            own defaults.
+    """
+
+    step: Defense
+    options: Mapping[str, Any]
+
+
+DEFENSES: Registry[DefenseEntry] = Registry("defense")
+
+
+def register(name: str, **options: Any) -> Callable[[Defense], Defense]:
+    """Decorator that adds a training step to the table under ``name``, with the options it takes and their defaults."""
+
+    def add(step: Defense) -> Defense:
+        DEFENSES.register(name)(DefenseEntry(step, options))
+        return step
+
+    return add
+
+
+def options_of(config: DefenseConfig) -> dict[str, Any]:
+    """The configured defense's own options: those that are set, its defaults for the others.
+
+    Raises:
+        ConfigError: No such defense, or an option is set that it does not take.
+    """
+    defaults = DEFENSES[config.name].options
+    optional = {name for name, about in DefenseConfig.model_fields.items() if about.default is None}
+    given = config.model_dump(include=optional - SHARED, exclude_none=True)
+    foreign = [f"defense.{name} = {value}" for name, value in given.items() if name not in defaults]
+    if foreign:
+        takes = f"takes the options {', '.join(defaults)}" if defaults else "has no options of its own"
+        raise ConfigError(
+            f"the defense '{config.name}' {takes}; got {', '.join(foreign)}. Leave that out, or choose another "
+            f"defense.name."
+        )
+    return {**defaults, **given}
 
 
 def await_merged(pending: Pending, waits: Waits) -> EnsembleStatistics:

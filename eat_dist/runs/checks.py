@@ -11,7 +11,7 @@ from eat_dist.data.datasets import DATASETS
 from eat_dist.data.images import ZeroShotData
 from eat_dist.data.load import load_dataset, with_shards
 from eat_dist.data.splits import Splits, make_splits
-from eat_dist.defenses import DEFENSES
+from eat_dist.defenses import DEFENSES, options_of
 from eat_dist.errors import CheckpointError, ConfigError, StorageError
 from eat_dist.in_process import choose_device
 from eat_dist.losses import LOSSES, check_loss, supports_weights
@@ -44,6 +44,7 @@ def check_names(config: RunConfig) -> None:
             faults.append(str(error))
     if not faults:
         check_loss(config.loss)
+        options_of(config.defense)
         training_attack(config.attack)
         by_class = config.defense.name == "eat" and TRANSFER_RULES[config.defense.transfer_rule].by_class
         if by_class and not supports_weights(config.loss.name):
