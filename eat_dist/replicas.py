@@ -59,6 +59,10 @@ class Replicas(Protocol):
         """The own rows' share of what the generator draws for the whole batch."""
         ...
 
+    def gather(self, own: torch.Tensor) -> torch.Tensor:
+        """Own rows [B/R, …] → the whole batch [B, …], with gradient to the own rows alone."""
+        ...
+
     def sum_gradients(self, model: nn.Module, loss: nn.Module) -> None:
         """After the backward passes: make of every process's gradients the whole ones, the same in all."""
         ...
@@ -89,6 +93,10 @@ class Alone:
     def generators(self, generator: torch.Generator) -> Generators:
         """The generator."""
         return generator
+
+    def gather(self, own: torch.Tensor) -> torch.Tensor:
+        """The batch."""
+        return own
 
     def sum_gradients(self, model: nn.Module, loss: nn.Module) -> None:
         """They are whole."""
@@ -129,7 +137,7 @@ class ReplicaGroup:
         return Interleaved(generator, self.index, self.size)
 
     def gather(self, own: torch.Tensor) -> torch.Tensor:
-        """Own rows [B/R, …] → the whole batch [B, …], with gradient to the own rows alone."""
+        """See :class:`Replicas`."""
         parts = self.all_gather(own)
         parts[self.index] = own
         return torch.stack(parts, dim=1).flatten(0, 1)

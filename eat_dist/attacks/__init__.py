@@ -4,7 +4,8 @@ from eat_dist.attacks import apgd, cw, fgsm, jsma, mi_fgsm, pgd, random_noise, s
 from eat_dist.attacks.ball import Ball
 from eat_dist.attacks.bpda import Bpda
 from eat_dist.attacks.iterative import Best, Step, Steps, ascend, steepest_ascent
-from eat_dist.attacks.randomness import Generators, Interleaved, seeded
+from eat_dist.attacks.mi_fgsm import MomentumStep
+from eat_dist.attacks.randomness import Generators, Interleaved, normal, seeded, whole_batch
 from eat_dist.attacks.surface import MemberSum, Objective, Reading, Surface, WhiteBox, frozen
 from eat_dist.attacks.table import ATTACKS, Attack, GradientAttack, check_norm, training_attack
 from eat_dist.attacks.transfer import Transfer
@@ -19,6 +20,7 @@ __all__ = [
     "GradientAttack",
     "Interleaved",
     "MemberSum",
+    "MomentumStep",
     "Objective",
     "Reading",
     "Step",
@@ -29,7 +31,9 @@ __all__ = [
     "ascend",
     "check_norm",
     "frozen",
+    "normal",
     "seeded",
     "steepest_ascent",
     "training_attack",
+    "whole_batch",
 ]

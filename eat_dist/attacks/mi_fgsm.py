@@ -43,7 +43,7 @@ class MomentumAttack:
             surface,
             images,
             start=self.ball.random_point(images, generators) if self.random_start else images,
-            step=_MomentumStep(self),
+            step=MomentumStep(self.ball, self.step_size, self.decay),
             ball=self.ball,
             num_steps=self.num_steps,
             keep="best",
@@ -67,15 +67,24 @@ def mi_fgsm(config: AttackConfig) -> MomentumAttack:
     )
 
 
-class _MomentumStep:
-    def __init__(self, attack: MomentumAttack) -> None:
-        self._attack = attack
+class MomentumStep:
+    """The step of one run of the attack: it remembers the gradients of that run.
+
+    Args:
+        ball: Its norm gives the direction.
+        step_size: α, pixel units.
+        decay: μ.
+    """
+
+    def __init__(self, ball: Ball, step_size: float, decay: float = 1.0) -> None:
+        self._ball, self._step_size, self._decay = ball, step_size, decay
         self._accumulated: torch.Tensor | None = None
 
     def __call__(self, current: torch.Tensor, reading: Reading) -> torch.Tensor:
+        """See :data:`~eat_dist.attacks.iterative.Step`."""
         lengths = reading.gradient.flatten(1).norm(p=1, dim=1).clamp_min(1e-12).view(-1, 1, 1, 1)
         accumulated = reading.gradient / lengths
         if self._accumulated is not None:
-            accumulated += self._attack.decay * self._accumulated
+            accumulated += self._decay * self._accumulated
         self._accumulated = accumulated
-        return current + self._attack.step_size * self._attack.ball.steepest(accumulated)
+        return current + self._step_size * self._ball.steepest(accumulated)

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 
 from eat_dist.seeding import derive_seed
@@ -42,6 +43,17 @@ def uniform(like: torch.Tensor, generators: Generators) -> torch.Tensor:
 def normal(like: torch.Tensor, generators: Generators) -> torch.Tensor:
     """Independent standard normal numbers of the shape, dtype and device of ``like`` [B, …]."""
     return _draw(torch.randn, like, generators)
+
+
+def whole_batch(generators: Generators) -> np.random.Generator:
+    """For numbers that belong to a batch as a whole, such as a permutation of it: on the CPU, whatever the device.
+
+    Only the seed of what is given is read, so all parts of a batch get the same numbers. One generator an image is not
+    for this.
+    """
+    generator = generators.generator if isinstance(generators, Interleaved) else generators
+    assert isinstance(generator, torch.Generator), "a batch as a whole has one generator"
+    return np.random.default_rng(derive_seed("of the whole batch", generator.initial_seed()))
 
 
 @contextmanager

@@ -1,4 +1,4 @@
-"""The part that adversarial defenses share: one forward pass over clean and adversarial images, and its loss."""
+"""What adversarial defenses share: the loss on clean and adversarial images, and that on a peer's images."""
 
 from __future__ import annotations
 
@@ -7,7 +7,9 @@ from dataclasses import dataclass
 import torch
 
 from eat_dist.batch import Batch
-from eat_dist.defenses.table import Learner, Measured
+from eat_dist.defenses.table import Learner, Measured, MeasuredPeer
+from eat_dist.exchange import Tensors
+from eat_dist.robustness.statistics import fooled
 
 
 @dataclass(frozen=True)
@@ -58,3 +60,32 @@ def own_loss(
     displacement = (attacked - clean).detach().norm(dim=1).mean() if paired else None
     measured = Measured(clean_loss, adversarial_loss, similarities, labels, displacement)
     return OwnLoss((1 - beta) * clean_loss + beta * adversarial_loss, measured, passes=2)
+
+
+@dataclass(frozen=True)
+class PeerBatch:
+    """A received batch, seen through the own network.
+
+    Attributes:
+        measured: For the statistics.
+        loss: Scalar, with gradient.
+        embeddings: [B, D], with gradient.
+        similarities: [B, C], with gradient.
+        labels: [B].
+    """
+
+    measured: MeasuredPeer
+    loss: torch.Tensor
+    embeddings: torch.Tensor
+    similarities: torch.Tensor
+    labels: torch.Tensor
+
+
+def on_received(learner: Learner, sender: int, tensors: Tensors) -> PeerBatch:
+    """The loss on a peer's ``images`` and ``labels``, in a forward pass of their own. One pass."""
+    labels = tensors["labels"]
+    embeddings = learner.model(tensors["images"])
+    loss = learner.loss(embeddings, labels)
+    similarities = learner.loss.similarities(embeddings)
+    measured = MeasuredPeer(sender, loss, fooled(similarities, labels).float().mean())
+    return PeerBatch(measured, loss, embeddings, similarities, labels)

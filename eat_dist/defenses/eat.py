@@ -5,26 +5,23 @@ L_i = (1 − β)·PAL(f_i(x), y) + β·PAL(f_i(x̃_i), y) + γ·Σ_j w_ij·PAL(f
 
 from __future__ import annotations
 
-import time
-from dataclasses import dataclass
-
 import torch
 from torch import nn
 
 from eat_dist.attacks import WhiteBox
 from eat_dist.attacks.objectives import batch_loss
 from eat_dist.batch import Batch
-from eat_dist.defenses.adversarial import OwnLoss, own_loss
+from eat_dist.defenses.adversarial import OwnLoss, PeerBatch, on_received, own_loss
 from eat_dist.defenses.table import (
     Learner,
     MeasuredPeer,
     StepResult,
     Waits,
+    await_batches,
     await_merged,
     register,
     statistics_of,
 )
-from eat_dist.exchange import Pending, Tensors
 from eat_dist.robustness.diversity import wrong_class_alignment
 from eat_dist.robustness.statistics import EnsembleStatistics, fooled
 from eat_dist.robustness.transfer import TRANSFER_RULES, class_weights
@@ -65,16 +62,16 @@ def _transferred_step(
     if has_peers:  # on its way while the own forward pass runs
         images_under_way = learner.exchange.send(ensemble.plan, {"images": adversarial, "labels": batch.labels})
     own = own_loss(learner, batch, adversarial, batch.labels)
-    peers: list[_PeerBatch] = []
+    peers: list[PeerBatch] = []
     if has_peers:
         similarities = own.measured.similarities
         assert similarities is not None
         seen_by_sender = (
             learner.exchange.send(ensemble.plan, {"similarities": similarities}) if with_diversity else None
         )
-        arrived = _await_batches(images_under_way, waits)
-        senders = _await_batches(seen_by_sender, waits) if seen_by_sender else []
-        peers = [_forward(learner, sender, tensors) for sender, tensors in arrived]
+        arrived = await_batches(images_under_way, waits)
+        senders = await_batches(seen_by_sender, waits) if seen_by_sender else []
+        peers = [on_received(learner, sender, tensors) for sender, tensors in arrived]
     statistics = statistics_of(learner, batch, ensemble, own.measured, [peer.measured for peer in peers])
     pending = learner.exchange.submit(statistics, ensemble)
     own.total.backward()  # type: ignore[no-untyped-call]
@@ -105,7 +102,7 @@ def _relayed_step(learner: Learner, batch: Batch, ensemble: EnsembleStatistics) 
     surface = WhiteBox(learner.model, batch_loss(learner.loss, batch.labels))
     begun = attack.advance(surface, batch.images, start, num_steps=first_steps).images
     message = {"clean": batch.images, "begun": begun, "labels": batch.labels}
-    ((sender, received),) = _await_batches(learner.exchange.send(ensemble.plan, message), waits)
+    ((sender, received),) = await_batches(learner.exchange.send(ensemble.plan, message), waits)
     labels = received["labels"]
     surface = WhiteBox(learner.model, batch_loss(learner.loss, labels))
     finished = attack.advance(surface, received["clean"], received["begun"], num_steps=num_steps - first_steps)
@@ -149,25 +146,7 @@ class _SideBySide(nn.Module):
         return torch.cat([model(images) for model in self.models], dim=1)
 
 
-@dataclass(frozen=True)
-class _PeerBatch:
-    measured: MeasuredPeer
-    loss: torch.Tensor
-    embeddings: torch.Tensor
-    similarities: torch.Tensor
-    labels: torch.Tensor
-
-
-def _forward(learner: Learner, sender: int, tensors: Tensors) -> _PeerBatch:
-    labels = tensors["labels"]
-    embeddings = learner.model(tensors["images"])
-    loss = learner.loss(embeddings, labels)
-    similarities = learner.loss.similarities(embeddings)
-    measured = MeasuredPeer(sender, loss, fooled(similarities, labels).float().mean())
-    return _PeerBatch(measured, loss, embeddings, similarities, labels)
-
-
-def _transferred_loss(learner: Learner, merged: EnsembleStatistics, peers: list[_PeerBatch]) -> torch.Tensor:
+def _transferred_loss(learner: Learner, merged: EnsembleStatistics, peers: list[PeerBatch]) -> torch.Tensor:
     by_class = TRANSFER_RULES[learner.config.transfer_rule].by_class
     terms = []
     for weight, peer in zip(merged.weights[learner.rank].tolist(), peers, strict=True):
@@ -177,13 +156,6 @@ def _transferred_loss(learner: Learner, merged: EnsembleStatistics, peers: list[
             loss = learner.loss(peer.embeddings, peer.labels, weights=per_image.to(peer.labels.device))
         terms.append(weight * loss)
     return torch.stack(terms).sum()
-
-
-def _await_batches(pending: Pending, waits: Waits) -> list[tuple[int, Tensors]]:
-    begin = time.perf_counter()
-    batches: list[tuple[int, Tensors]] = pending.wait()
-    waits.exchange += time.perf_counter() - begin
-    return batches
 
 
 def _module(loss: object) -> nn.Module:

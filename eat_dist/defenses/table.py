@@ -14,9 +14,11 @@ from eat_dist.attacks import Generators, GradientAttack
 from eat_dist.batch import Batch
 from eat_dist.config import DefenseConfig
 from eat_dist.errors import ConfigError
-from eat_dist.exchange import Exchange, Pending
+from eat_dist.exchange import Exchange, Pending, Tensors
 from eat_dist.losses import MetricLoss
+from eat_dist.models import Embedder
 from eat_dist.registry import Registry
+from eat_dist.replicas import ALONE, Replicas
 from eat_dist.robustness.statistics import ClassCounts, EnsembleStatistics, MemberStatistics, Received, fooled
 
 # Optional fields that are no single defense's own: they belong to the transfer rules.
@@ -46,6 +48,7 @@ class Learner:
         config: β, γ, λ and the rule; what only some defenses have is in ``options``.
         generator: purpose → random numbers for this member, iteration and purpose, on the model's device.
         options: The defense's own options by name, configured or its defaults (:func:`options_of`).
+        replicas: The other processes that train the same member, if any.
         memory: What a defense carries from one iteration to the next, by name; kept in checkpoints. Empty at first.
         last_gradient_norm: Of the previous update.
         last_waits: Where the previous iteration stood still.
@@ -60,10 +63,16 @@ class Learner:
     config: DefenseConfig
     generator: Callable[[str], Generators]
     options: Mapping[str, Any] = field(default_factory=dict)
+    replicas: Replicas = ALONE
     memory: dict[str, float] = field(default_factory=dict)
     last_gradient_norm: float | None = None
     last_waits: Waits = field(default_factory=Waits)
     last_time: float = 0.0
+
+    @property
+    def embedder(self) -> Embedder:
+        """The network itself; with several replicas it maps this one's images alone."""
+        return next(module for module in self.model.modules() if isinstance(module, Embedder))
 
 
 @dataclass(frozen=True)
@@ -72,12 +81,12 @@ class StepResult:
 
     Attributes:
         ensemble: The merged statistics of all members.
-        passes: Forward-backward passes over one batch that this step took.
+        passes: Forward-backward passes over one batch that this step took; a forward pass alone counts as a third.
         waits: Where it stood still.
     """
 
     ensemble: EnsembleStatistics
-    passes: int
+    passes: float
     waits: Waits = field(default_factory=Waits)
 
 
@@ -142,6 +151,14 @@ def await_merged(pending: Pending, waits: Waits) -> EnsembleStatistics:
     merged: EnsembleStatistics = pending.wait()
     waits.coordinator += time.perf_counter() - begin
     return merged
+
+
+def await_batches(pending: Pending, waits: Waits) -> list[tuple[int, Tensors]]:
+    """Wait for what peers sent, (sender, tensors) in the plan's order, and book the time."""
+    begin = time.perf_counter()
+    batches: list[tuple[int, Tensors]] = pending.wait()
+    waits.exchange += time.perf_counter() - begin
+    return batches
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -86,6 +87,7 @@ class BNInception(Backbone):
             if block.proj:
                 self._add(f"{prefix}_pool_proj", channels, block.proj)
             channels = block.out_channels(channels)
+        self.outputs = nn.ModuleList(nn.Identity() for _ in BLOCKS)  # a block's output is no other module's
         self.out_channels = channels
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
@@ -103,9 +105,14 @@ class BNInception(Backbone):
             )
         features = _halve(self._unit("conv1_7x7_s2", images))
         features = _halve(self._unit("conv2_3x3", self._unit("conv2_3x3_reduce", features)))
-        for block in BLOCKS:
-            features = self._inception(block, features)
+        for block, output in zip(BLOCKS, self.outputs, strict=True):
+            features = output(self._inception(block, features))
         return features
+
+    @property
+    def stages(self) -> Sequence[nn.Module]:
+        """The inception blocks' outputs."""
+        return list(self.outputs)
 
     def _inception(self, block: _Block, features: torch.Tensor) -> torch.Tensor:
         prefix = f"inception_{block.name}"

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import nn
 
@@ -37,3 +39,8 @@ class ConvNet(Backbone):
         """[B, C, H, W] → [B, widths[−1], h, w]."""
         features: torch.Tensor = self.blocks(images)
         return features
+
+    @property
+    def stages(self) -> Sequence[nn.Module]:
+        """The blocks' last layers."""
+        return [layer for layer in self.blocks if isinstance(layer, nn.ReLU)]

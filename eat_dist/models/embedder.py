@@ -57,11 +57,16 @@ class Embedder(nn.Module):
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         """[B, C, H, W] in [0, 1] → [B, D] of length 1, both float32 (or both float64)."""
-        normalised = (images - self.mean) / self.std  # repeats a single channel, if the backbone takes three
-        if self.bgr:
-            normalised = normalised.flip(1)
-        embeddings = self.execution.run(self._project, normalised)
+        embeddings = self.execution.run(self._project, self._normalised(images))
         return functional.normalize(embeddings.to(images.dtype), dim=1)
+
+    def features(self, images: torch.Tensor) -> torch.Tensor:
+        """[B, C, H, W] in [0, 1] → the backbone's feature maps [B, out_channels, h, w], in the images' dtype."""
+        return self.execution.run(self.backbone, self._normalised(images)).to(images.dtype)
+
+    def _normalised(self, images: torch.Tensor) -> torch.Tensor:
+        normalised = (images - self.mean) / self.std  # repeats a single channel, if the backbone takes three
+        return normalised.flip(1) if self.bgr else normalised
 
     def _project(self, normalised: torch.Tensor) -> torch.Tensor:
         features = self.backbone(normalised)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -49,6 +49,11 @@ class Backbone(nn.Module, ABC):
     @abstractmethod
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         """[B, C, H, W] → [B, out_channels, h, w]."""
+
+    @property
+    @abstractmethod
+    def stages(self) -> Sequence[nn.Module]:
+        """Modules whose outputs cut the network: all that comes later depends on the images through each of them."""
 
 
 BACKBONES: Registry[Callable[[ModelConfig, int], Backbone]] = Registry("backbone")

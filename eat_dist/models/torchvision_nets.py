@@ -6,6 +6,8 @@ weights are torchvision's first ones (IMAGENET1K_V1), which the official Proxy A
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import nn
 from torchvision.models import (
@@ -45,6 +47,11 @@ class MobileNetV2(Backbone):
         features: torch.Tensor = self.features(images)
         return features
 
+    @property
+    def stages(self) -> Sequence[nn.Module]:
+        """The first convolution, the inverted residual blocks, the last convolution."""
+        return list(self.features)
+
 
 class _ResNet(Backbone):
     """A residual network (He et al., CVPR 2016, table 1) up to its last block; 1/32 of the resolution.
@@ -65,6 +72,11 @@ class _ResNet(Backbone):
         for stage in self.children():
             images = stage(images)
         return images
+
+    @property
+    def stages(self) -> Sequence[nn.Module]:
+        """The four groups of residual blocks."""
+        return [child for name, child in self.named_children() if name.startswith("layer")]
 
 
 @BACKBONES.register("resnet18")

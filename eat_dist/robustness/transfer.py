@@ -26,6 +26,16 @@ class TransferPlan:
 
     sources: tuple[tuple[int, ...], ...]
 
+    @classmethod
+    def from_all(cls, members: int) -> TransferPlan:
+        """Everybody receives from everybody else, by rank."""
+        return cls(tuple(tuple(peer for peer in range(members) if peer != i) for i in range(members)))
+
+    @classmethod
+    def from_one(cls, sender: int, members: int) -> TransferPlan:
+        """Everybody else receives from one."""
+        return cls(tuple(() if i == sender else (sender,) for i in range(members)))
+
     def targets(self, member: int) -> tuple[int, ...]:
         """The peers that receive this member's batch, ascending."""
         return tuple(peer for peer, sources in enumerate(self.sources) if member in sources)
