@@ -105,8 +105,12 @@ class Case:
 
     def assert_left_by_step(self, rank: int, total: torch.Tensor, *, rtol: float = 1e-8) -> None:
         """The step left the gradients of ``total`` and the buffers of the twin's passes."""
-        (model, loss), learner = self.twins[rank], self.learners[rank]
         total.backward()
+        self.assert_like_twin(rank, rtol=rtol)
+
+    def assert_like_twin(self, rank: int, *, rtol: float = 1e-8) -> None:
+        """Learner and twin have the same gradients and buffers."""
+        (model, loss), learner = self.twins[rank], self.learners[rank]
         expected = dict(model.named_parameters()) | {"proxies": loss.proxies}
         found = dict(learner.model.named_parameters()) | {"proxies": learner.loss.proxies}
         for name, parameter in expected.items():

@@ -34,6 +34,11 @@ STEPS: dict[str, dict[str, Any]] = {
     "hardest": {"members": 3, "transfer_rule": "hardest", "peers": 2},
     "class_risk": {"members": 2, "transfer_rule": "class_risk"},
     "relay": {"members": 3, "transfer_rule": "relay"},
+    "trades": {"members": 1, "name": "trades"},
+    "mixup": {"members": 1, "name": "mixup"},
+    "iat": {"members": 1, "name": "iat"},
+    "adp": {"members": 2, "name": "adp"},
+    "dverge": {"members": 3, "name": "dverge"},
     "micro-batches": {"members": 2, "transfer_rule": "uniform", "micro_batch_size": 3},
 }
 
@@ -76,7 +81,7 @@ def left_by_replica(groups: list[ReplicaGroup], gathered: bool, **settings: Any)
     for learner, group in zip(case.learners, groups, strict=False):
         batch, rank = case.batches[learner.rank], learner.rank
         if gathered:
-            learner.model = group.wrap(learner.model)
+            learner.model, learner.replicas = group.wrap(learner.model), group
             case.batches[rank] = Batch(batch.images[group.rows], batch.labels, batch.indices)
             learner.generator = lambda purpose, group=group, rank=rank: group.generators(generator(purpose, rank))
         else:  # as data parallelism does it that knows nothing of the loss: each part a batch of its own

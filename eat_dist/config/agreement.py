@@ -22,6 +22,20 @@ def disagreements(config: RunConfig) -> Iterable[str]:
 
 def _of_defense(config: RunConfig) -> Iterable[str]:
     members, defense = config.ensemble.members, config.defense
+    if defense.name in ("adp", "dverge") and members == 1:
+        yield f"the defense '{defense.name}' sets members apart, so ensemble.members must be at least 2; got 1"
+    if defense.name == "adp" and config.ensemble.split.rule != "all":
+        yield (
+            f"the defense 'adp' trains all members on the same batches, so ensemble.split.rule must be all; got "
+            f"{config.ensemble.split.rule}"
+        )
+    if defense.name == "manifold_mixup" and config.train.compile:
+        yield "the defense 'manifold_mixup' mixes images inside the network, uncompiled: set train.compile to false"
+    if defense.name == "manifold_mixup" and config.train.micro_batch_size is not None:
+        yield (
+            "the defense 'manifold_mixup' mixes the images of a batch inside the network, so that it must hold all of "
+            "them: leave out train.micro_batch_size"
+        )
     if defense.name == "eat" and members > 1:
         if defense.peers > members - 1:
             yield f"defense.peers must be at most members − 1 = {members - 1}; got {defense.peers}"
@@ -93,6 +107,11 @@ def _of_replicas(config: RunConfig) -> Iterable[str]:
         )
     if config.defense.name == "eat" and config.defense.transfer_rule == "joint" and config.ensemble.members > 1:
         yield f"the rule 'joint' runs in one process: cluster.replicas_per_member must be 1; got {replicas}"
+    if config.defense.name == "manifold_mixup":
+        yield (
+            f"the defense 'manifold_mixup' mixes features of the whole batch, of which a replica holds a part: "
+            f"cluster.replicas_per_member must be 1; got {replicas}"
+        )
     if config.train.compile and not config.model.freeze_batch_norm:
         yield (
             "train.compile cannot compile BatchNorm that talks to other replicas: set model.freeze_batch_norm to true, "

@@ -151,6 +151,13 @@ class DefenseConfig(_Section):
     peers: int = Field(1, ge=1, description="k: adversarial batches received an iteration.")
     relay_steps: int | None = Field(None, ge=1, description="K₁ of the rule 'relay'; default: K // 2.")
     momentum: Number = Field(0.9, ge=0, lt=1, description="Of the moving averages the coordinator keeps.")
+    kl_weight: Number | None = Field(None, ge=0, description="β: weight of the divergence (trades).")
+    softmax_scale: Number | None = Field(None, gt=0, description="Similarities × this are logits (trades, adp).")
+    mix_alpha: Number | None = Field(None, gt=0, description="α of λ ~ Beta(α, α) (mixup, manifold_mixup, iat).")
+    entropy_weight: Number | None = Field(None, ge=0, description="α: weight of the ensemble's entropy (adp).")
+    log_det_weight: Number | None = Field(None, ge=0, description="β: weight of the log-determinant (adp).")
+    distil_epsilon: Number | None = Field(None, ge=0, description="ε of the distillation (dverge).")
+    distil_steps: int | None = Field(None, ge=1, description="Steps of the distillation (dverge).")
 
 
 class SplitConfig(_Section):

@@ -1,0 +1,72 @@
+"""TRADES (Zhang et al., ICML 2019, algorithm 1), adapted to metric learning."""
+
+from __future__ import annotations
+
+import torch
+from torch.nn import functional
+
+from eat_dist.attacks import Objective, WhiteBox, frozen, normal
+from eat_dist.batch import Batch
+from eat_dist.defenses.table import (
+    Learner,
+    Measured,
+    StepResult,
+    Waits,
+    await_merged,
+    register,
+    statistics_of,
+)
+from eat_dist.robustness.statistics import EnsembleStatistics
+
+START_DEVIATION = 0.001  # in pixel units, of algorithm 1
+
+
+@register("trades", kl_weight=6.0, softmax_scale=32.0)
+def trades(learner: Learner, batch: Batch, ensemble: EnsembleStatistics) -> StepResult:
+    """L = PAL(f(x), y) + β·mean KL(p(x) ‖ p(x̃)), p = softmax(σ·similarities), x̃ maximising that KL within the ball.
+
+    β is ``kl_weight``, the official 6, σ ``softmax_scale``: 32, Proxy Anchor's default α, at which cosines become
+    logits there. The attack has the configured norm, ε, steps and step size, but starts at x + 0.001·N(0, 1), as in the
+    official code, whatever ``attack.random_start`` says; p(x) is computed once for it, in evaluation mode. The update
+    differentiates both p(x) and p(x̃), as there.
+
+    Deviations: PAL instead of the cross-entropy, proxies instead of a classifier; clean and adversarial images share
+    BatchNorm's statistics, as under the other defenses here. ``adversarial_share`` is not used: β takes its place.
+
+    Passes: K of the attack, a third for p(x), 2 of the update.
+    """
+    scale: float = learner.options["softmax_scale"]
+    adversarial = _attacked(learner, batch, scale)
+    embeddings = learner.model(torch.cat([batch.images, adversarial]))
+    clean, attacked = embeddings.split(len(batch.labels))
+    learner.loss.observe(clean.detach(), batch.labels)
+    clean_loss = learner.loss(clean, batch.labels)
+    similarities = learner.loss.similarities(attacked)
+    divergence = _divergence(scale * learner.loss.similarities(clean), scale * similarities).mean()
+    with torch.no_grad():
+        adversarial_loss = learner.loss(attacked, batch.labels)
+        displacement = (attacked - clean).norm(dim=1).mean()
+    measured = Measured(clean_loss, adversarial_loss, similarities, batch.labels, displacement)
+    pending = learner.exchange.submit(statistics_of(learner, batch, ensemble, measured, []), ensemble)
+    total = clean_loss + learner.options["kl_weight"] * divergence
+    total.backward()
+    waits = Waits()
+    return StepResult(await_merged(pending, waits), learner.attack.num_steps + 1 / 3 + 2, waits)
+
+
+def _attacked(learner: Learner, batch: Batch, scale: float) -> torch.Tensor:
+    with frozen(learner.model), torch.no_grad():
+        clean = scale * learner.loss.similarities(learner.model(batch.images))
+    start = batch.images + START_DEVIATION * normal(batch.images, learner.generator("attack"))
+    surface = WhiteBox(learner.model, _away_from(clean, learner, scale))
+    return learner.attack.advance(surface, batch.images, start, num_steps=learner.attack.num_steps).images
+
+
+def _away_from(clean: torch.Tensor, learner: Learner, scale: float) -> Objective:
+    return lambda embeddings: _divergence(clean, scale * learner.loss.similarities(embeddings))
+
+
+def _divergence(clean: torch.Tensor, adversarial: torch.Tensor) -> torch.Tensor:
+    """KL(softmax(clean) ‖ softmax(adversarial)) of logits [B, C] → [B]."""
+    logs = functional.log_softmax(adversarial, dim=1), functional.log_softmax(clean, dim=1)
+    return functional.kl_div(*logs, reduction="none", log_target=True).sum(dim=1)
