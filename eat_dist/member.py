@@ -74,7 +74,8 @@ class MemberResult:
     """What a finished member reports.
 
     Attributes:
-        passes: Forward-backward passes over a batch, the whole run, resumed parts included.
+        passes: Forward-backward passes over a batch, the whole run, resumed parts included; a forward pass alone is a
+            third of one.
         iterations: Of the whole run.
         resumed_from: Iterations that a checkpoint had already done.
         passed_over: Newer checkpoints that were not usable, one line each.
@@ -83,7 +84,7 @@ class MemberResult:
         nodes: How many nodes its replicas were on.
     """
 
-    passes: int
+    passes: float
     iterations: int
     resumed_from: int
     passed_over: tuple[str, ...]
@@ -153,7 +154,7 @@ class Member:
         self.optimiser = make_optimiser(config.optimiser, self.model, self.loss)
         self.base_rates = [float(group["lr"]) for group in self.optimiser.param_groups]
         self.ensemble = EnsembleStatistics.initial(self.policy)
-        self.passes = 0
+        self.passes: float = 0
         self.until_epoch = self.schedule.epochs
         self.learner = Learner(
             rank=rank,

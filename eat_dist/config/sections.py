@@ -151,6 +151,14 @@ class DefenseConfig(_Section):
     peers: int = Field(1, ge=1, description="k: adversarial batches received an iteration.")
     relay_steps: int | None = Field(None, ge=1, description="K₁ of the rule 'relay'; default: K // 2.")
     momentum: Number = Field(0.9, ge=0, lt=1, description="Of the moving averages the coordinator keeps.")
+    perturbed_role: Literal["anchor", "positive", "negative"] | None = Field(
+        None, description="The role of a tuple that is attacked (robust_dml)."
+    )
+    triplet_margin: Number | None = Field(None, gt=0, lt=2, description="γ of the triplet loss (est, act, hm).")
+    mining: Literal["random", "softhard", "semihard"] | None = Field(
+        None, description="How triplets are chosen (est, act, hm)."
+    )
+    ics_weight: Number | None = Field(None, ge=0, description="λ of the intra-class structure; 0: off (hm).")
 
 
 class SplitConfig(_Section):
