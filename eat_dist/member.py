@@ -74,8 +74,7 @@ class MemberResult:
     """What a finished member reports.
 
     Attributes:
-        passes: Forward-backward passes over a batch, the whole run, resumed parts included; a forward pass alone is a
-            third of one.
+        passes: Forward-backward passes over a batch, the whole run, resumed parts included; a forward pass is a third.
         iterations: Of the whole run.
         resumed_from: Iterations that a checkpoint had already done.
         passed_over: Newer checkpoints that were not usable, one line each.

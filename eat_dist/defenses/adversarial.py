@@ -1,4 +1,4 @@
-"""What adversarial defenses share: where clean images lie, the displacement attack, and the loss on both kinds."""
+"""The part that adversarial defenses share: one forward pass over clean and adversarial images, and its loss."""
 
 from __future__ import annotations
 
@@ -6,8 +6,6 @@ from dataclasses import dataclass
 
 import torch
 
-from eat_dist.attacks import WhiteBox, frozen
-from eat_dist.attacks.objectives import displacement
 from eat_dist.batch import Batch
 from eat_dist.defenses.table import Learner, Measured
 
@@ -57,23 +55,6 @@ def own_loss(
         return OwnLoss(adversarial_loss, measured, passes=1)
     clean = embeddings[: len(batch.labels)]
     clean_loss = learner.loss(clean, batch.labels)
-    moved = (attacked - clean).detach().norm(dim=1).mean() if paired else None
-    measured = Measured(clean_loss, adversarial_loss, similarities, labels, moved)
+    displacement = (attacked - clean).detach().norm(dim=1).mean() if paired else None
+    measured = Measured(clean_loss, adversarial_loss, similarities, labels, displacement)
     return OwnLoss((1 - beta) * clean_loss + beta * adversarial_loss, measured, passes=2)
-
-
-def reference_embeddings(learner: Learner, images: torch.Tensor) -> torch.Tensor:
-    """[B, D] where images [B, C, H, W] lie as an attack sees them: evaluation mode, no gradient. A third of a pass."""
-    with frozen(learner.model), torch.no_grad():
-        embeddings: torch.Tensor = learner.model(images)
-    return embeddings
-
-
-def displaced(learner: Learner, images: torch.Tensor) -> torch.Tensor:
-    """The images attacked so that their embeddings move as far as they can: x̃ = argmax ‖f(x̃) − f(x)‖.
-
-    It costs the attack's passes and a forward pass. It needs an attack that starts at random, which
-    :mod:`eat_dist.config` demands: at the image itself the distance has no slope.
-    """
-    surface = WhiteBox(learner.model, displacement(reference_embeddings(learner, images)))
-    return learner.attack(surface, images, generators=learner.generator("attack"))

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from eat_dist.batch import Batch
-from eat_dist.defenses.adversarial import displaced, own_loss
-from eat_dist.defenses.table import FORWARD, Learner, StepResult, Waits, await_merged, register, statistics_of
+from eat_dist.defenses.adversarial import own_loss
+from eat_dist.defenses.displaced import FORWARD, displaced
+from eat_dist.defenses.table import Learner, StepResult, Waits, await_merged, register, statistics_of
 from eat_dist.robustness.statistics import EnsembleStatistics
 
 

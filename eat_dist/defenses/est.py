@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from eat_dist.batch import Batch
-from eat_dist.defenses.adversarial import displaced
-from eat_dist.defenses.table import FORWARD, Learner, Measured, StepResult, register
+from eat_dist.defenses.displaced import FORWARD, displaced
+from eat_dist.defenses.table import Learner, Measured, StepResult, register
 from eat_dist.defenses.triplets import conclude, mine, triplet_loss
 from eat_dist.robustness.statistics import EnsembleStatistics
 

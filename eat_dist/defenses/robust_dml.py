@@ -6,8 +6,9 @@ import torch
 
 from eat_dist.attacks import Objective, WhiteBox
 from eat_dist.batch import Batch
-from eat_dist.defenses.adversarial import own_loss, reference_embeddings
-from eat_dist.defenses.table import FORWARD, Learner, StepResult, Waits, await_merged, register, statistics_of
+from eat_dist.defenses.adversarial import own_loss
+from eat_dist.defenses.displaced import FORWARD, reference_embeddings
+from eat_dist.defenses.table import Learner, StepResult, Waits, await_merged, register, statistics_of
 from eat_dist.defenses.triplets import distance, mine
 from eat_dist.robustness.statistics import EnsembleStatistics
 

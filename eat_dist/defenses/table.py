@@ -22,9 +22,6 @@ from eat_dist.robustness.statistics import ClassCounts, EnsembleStatistics, Memb
 # Optional fields that are no single defense's own: they belong to the transfer rules.
 SHARED = {"relay_steps"}
 
-# What a forward pass alone costs, in forward-backward passes; as in eat_dist.attacks.
-FORWARD = 1 / 3
-
 
 @dataclass
 class Waits:
@@ -75,8 +72,7 @@ class StepResult:
 
     Attributes:
         ensemble: The merged statistics of all members.
-        passes: Forward-backward passes over one batch that this step took; over three times as many images they are
-            three, a forward pass alone is a third of one.
+        passes: Forward-backward passes over one batch that this step took; a forward pass alone counts as a third.
         waits: Where it stood still.
     """
 

@@ -16,8 +16,8 @@ from torch import nn
 
 from eat_dist.attacks import Generators, Interleaved
 from eat_dist.batch import Batch
-from eat_dist.defenses.adversarial import reference_embeddings
-from eat_dist.defenses.table import FORWARD, Learner, Measured, StepResult, Waits, await_merged, statistics_of
+from eat_dist.defenses.displaced import FORWARD, reference_embeddings
+from eat_dist.defenses.table import Learner, Measured, StepResult, Waits, await_merged, statistics_of
 from eat_dist.errors import DataError
 from eat_dist.robustness.statistics import EnsembleStatistics
 
@@ -74,8 +74,9 @@ def mine(
     if not bool((positive.any(dim=1) & negative.any(dim=1)).all()):
         alone = int((~positive.any(dim=1)).sum())
         raise DataError(
-            f"triplets need for every image of a batch another one of its class and one of another; got {len(labels)} "
-            f"images of {len(torch.unique(labels))} classes, {alone} alone in theirs. Set data.sampler to class_balanced."
+            f"triplets need another image of its class and one of another for every image of a batch; got "
+            f"{len(labels)} images of {len(torch.unique(labels))} classes, {alone} alone in theirs. Set "
+            f"data.sampler to class_balanced."
         )
     generator = generators.generator if isinstance(generators, Interleaved) else generators
     assert isinstance(generator, torch.Generator)

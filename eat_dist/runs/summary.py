@@ -37,7 +37,7 @@ def summary_of_training(
         "seed": config.seed,
         "epochs": config.train.epochs,
         "iterations": results[0].iterations,
-        "passes": round(results[0].passes, 2),
+        "passes": round(results[0].passes, 3),
         "seconds": round(seconds, 3),
         "resumed_from_iteration": results[0].resumed_from,
         "weights_sha256": weights_sha256,
