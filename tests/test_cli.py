@@ -112,7 +112,7 @@ BAD_SETTINGS = {
     "a negative epsilon": (["attack.epsilon=-0.1"], "attack.epsilon: input should be greater than or equal to 0"),
     "no members": (["ensemble.members=0"], "ensemble.members: input should be greater than or equal to 1; got 0"),
     "a batch of one class": (["data.batch_size=40"], "a batch must hold at least two classes"),
-    "an unknown defense": (["defense.name=eta"], "no defense is called 'eta'; known: eat, natural, pgd_at."),
+    "an unknown defense": (["defense.name=eta"], "no defense is called 'eta'; known: act, "),
     "an unknown dataset": (["data.dataset=digit"], "Did you mean 'digits'?"),
     "two faults at once": (["attack.epsilon=-1", "train.epochs=0"], "train.epochs: input should be greater"),
     "epsilon in 0 to 255": (["attack.epsilon=8"], "Did you mean 8/255?"),

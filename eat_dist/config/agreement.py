@@ -9,10 +9,16 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from eat_dist.config.sections import RunConfig
 
+# Defenses that compare images of one batch; that climb away from where an embedding is; that attack whole tuples.
+_WITH_TUPLES = ("robust_dml", "est", "act", "hm")
+_DISPLACING = ("est", "adversarial_metric")
+_ATTACKING_TUPLES = ("act", "hm")
+
 
 def disagreements(config: RunConfig) -> Iterable[str]:
     """One line for each pair of settings that cannot hold together."""
     yield from _of_defense(config)
+    yield from _of_tuples(config)
     yield from _of_split(config)
     yield from _of_training(config)
     yield from _of_replicas(config)
@@ -65,6 +71,21 @@ def _of_defense(config: RunConfig) -> Iterable[str]:
             )
 
 
+def _of_tuples(config: RunConfig) -> Iterable[str]:
+    name, attack = config.defense.name, config.attack
+    if name in _WITH_TUPLES and config.data.sampler != "class_balanced":
+        yield (
+            f"the defense '{name}' compares each image with another one of its class, so data.sampler must be "
+            f"class_balanced; got {config.data.sampler}"
+        )
+    if name in _DISPLACING and (attack.name == "fgsm" or not attack.random_start):
+        yield (
+            f"the defense '{name}' moves an embedding away from where it is, where there is no slope, so its attack "
+            f"must start elsewhere: attack.random_start true and attack.name pgd; got {attack.random_start} and "
+            f"{attack.name}"
+        )
+
+
 def _of_split(config: RunConfig) -> Iterable[str]:
     members, split = config.ensemble.members, config.ensemble.split
     parts = split.parts or max(members, 2)
@@ -110,6 +131,11 @@ def _of_replicas(config: RunConfig) -> Iterable[str]:
     if config.defense.name == "manifold_mixup":
         yield (
             f"the defense 'manifold_mixup' mixes features of the whole batch, of which a replica holds a part: "
+            f"cluster.replicas_per_member must be 1; got {replicas}"
+        )
+    if config.defense.name in _ATTACKING_TUPLES:
+        yield (
+            f"the defense '{config.defense.name}' attacks tuples, whose images different replicas hold: "
             f"cluster.replicas_per_member must be 1; got {replicas}"
         )
     if config.train.compile and not config.model.freeze_batch_norm:

@@ -158,6 +158,14 @@ class DefenseConfig(_Section):
     log_det_weight: Number | None = Field(None, ge=0, description="β: weight of the log-determinant (adp).")
     distil_epsilon: Number | None = Field(None, ge=0, description="ε of the distillation (dverge).")
     distil_steps: int | None = Field(None, ge=1, description="Steps of the distillation (dverge).")
+    perturbed_role: Literal["anchor", "positive", "negative"] | None = Field(
+        None, description="The role of a tuple that is attacked (robust_dml)."
+    )
+    triplet_margin: Number | None = Field(None, gt=0, lt=2, description="γ of the triplet loss (est, act, hm).")
+    mining: Literal["random", "softhard", "semihard"] | None = Field(
+        None, description="How triplets are chosen (est, act, hm)."
+    )
+    ics_weight: Number | None = Field(None, ge=0, description="λ of the intra-class structure; 0: off (hm).")
 
 
 class SplitConfig(_Section):

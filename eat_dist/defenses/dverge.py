@@ -9,6 +9,7 @@ from eat_dist.attacks import Ball, MomentumStep, WhiteBox, ascend, frozen, whole
 from eat_dist.batch import Batch
 from eat_dist.defenses.adversarial import on_received
 from eat_dist.defenses.table import (
+    FORWARD,
     Learner,
     Measured,
     StepResult,
@@ -55,7 +56,7 @@ def dverge(learner: Learner, batch: Batch, ensemble: EnsembleStatistics) -> Step
     statistics = statistics_of(learner, batch, ensemble, Measured(), [peer.measured for peer in peers])
     pending = learner.exchange.submit(statistics, ensemble)
     torch.stack([peer.loss for peer in peers]).sum().backward()  # type: ignore[no-untyped-call]
-    return StepResult(await_merged(pending, waits), steps + 1 / 3 + len(peers), waits)
+    return StepResult(await_merged(pending, waits), steps + FORWARD + len(peers), waits)
 
 
 def _distilled(learner: Learner, batch: Batch) -> tuple[torch.Tensor, int]:

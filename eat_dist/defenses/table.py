@@ -23,6 +23,8 @@ from eat_dist.robustness.statistics import ClassCounts, EnsembleStatistics, Memb
 
 # Optional fields that are no single defense's own: they belong to the transfer rules.
 SHARED = {"relay_steps"}
+# What a forward pass alone costs, in forward-backward passes.
+FORWARD = 1 / 3
 
 
 @dataclass

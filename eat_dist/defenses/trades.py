@@ -8,6 +8,7 @@ from torch.nn import functional
 from eat_dist.attacks import Objective, WhiteBox, frozen, normal
 from eat_dist.batch import Batch
 from eat_dist.defenses.table import (
+    FORWARD,
     Learner,
     Measured,
     StepResult,
@@ -51,7 +52,7 @@ def trades(learner: Learner, batch: Batch, ensemble: EnsembleStatistics) -> Step
     total = clean_loss + learner.options["kl_weight"] * divergence
     total.backward()
     waits = Waits()
-    return StepResult(await_merged(pending, waits), learner.attack.num_steps + 1 / 3 + 2, waits)
+    return StepResult(await_merged(pending, waits), learner.attack.num_steps + FORWARD + 2, waits)
 
 
 def _attacked(learner: Learner, batch: Batch, scale: float) -> torch.Tensor:
