@@ -17,12 +17,12 @@ import typer
 
 from eat_dist.cli_compare import compare, register
 from eat_dist.cli_data import app as data_app
+from eat_dist.cli_study import study
 from eat_dist.cli_submit import submit
 from eat_dist.cli_sweep import sweep
 from eat_dist.errors import EatError
 
 if TYPE_CHECKING:
-    from eat_dist.console import Console
     from eat_dist.runs import Finished
 
 # Modules that take seconds to import are imported by the command that needs them, so that --help is quick.
@@ -37,6 +37,7 @@ app = typer.Typer(
 app.add_typer(data_app, name="data")
 app.command(context_settings={"ignore_unknown_options": True})(submit)
 app.command()(sweep)
+app.command()(study)
 app.command()(compare)
 app.command()(register)
 
@@ -149,16 +150,18 @@ def evaluate(  # noqa: PLR0917  (typer takes options as arguments)
     console.say(f"results      {where.child('results.parquet')}")
     console.say(f"summary      {where.child('summary.json')}")
     console.say(f"report       eat-dist report {done.folder.argument} -o report.html")
-    _say_where_mlflow_is(console, done.tracking_uri, done.mlflow_run_id)
+    console.mlflow(done.tracking_uri, done.mlflow_run_id)
 
 
 @app.command()
 def report(
-    runs: Annotated[list[str], typer.Argument(help="Folders of evaluated runs, or of evaluations; or one sweep.")],
+    runs: Annotated[
+        list[str], typer.Argument(help="Folders of evaluated runs, or of evaluations; or one sweep or study.")
+    ],
     output: Annotated[str, typer.Option("--output", "-o", help="HTML file to write.")],
     title: Annotated[str | None, typer.Option(help="Heading of the page.")] = None,
 ) -> None:
-    """Write one self-contained page on a run, on several side by side, or on a sweep."""
+    """Write one self-contained page on a run, on several side by side, on a sweep, or on a study."""
     from eat_dist.console import Console
     from eat_dist.report import write_report
     from eat_dist.storage import Folder
@@ -249,18 +252,11 @@ def _report(finished: Finished) -> None:
     console.say(f"run folder   {folder}")
     console.say(f"summary      {folder.child('summary.json')}")
     console.say(f"ensemble     {folder.child('model')}")
-    _say_where_mlflow_is(console, finished.tracking_uri, finished.mlflow_run_id)
+    console.mlflow(finished.tracking_uri, finished.mlflow_run_id)
     if finished.mlflow_missing:
         console.say(f"             incomplete: {finished.mlflow_missing} records did not arrive there")
     if finished.registered is not None:
         console.say(f"registered   {finished.registered}")
-
-
-def _say_where_mlflow_is(console: Console, uri: str | None, run_id: str | None) -> None:
-    if run_id is None or uri is None:
-        return
-    console.say(f"MLflow run   {run_id}")
-    console.say(f"open MLflow  {uri if uri.startswith('http') else f'mlflow ui --backend-store-uri {uri}'}")
 
 
 if __name__ == "__main__":

@@ -16,6 +16,7 @@ from eat_dist.errors import ConfigError
 
 if TYPE_CHECKING:
     from eat_dist.cluster.submit import Jobs
+    from eat_dist.config import RunConfig
 
 # Modules that take seconds to import are imported by the command that needs them, so that --help is quick.
 # ruff: noqa: PLC0415
@@ -58,7 +59,15 @@ def submit(  # noqa: PLR0917  (typer takes options as arguments)
     console, here = Console(), Path.cwd()
     package = collect(working_dir.expanduser().absolute() if working_dir is not None else find_root(here))
     variables = job_environment(env or [], os.environ)
-    job = plan_job(words, arguments, values=values, files=package, here=here, environment=variables)
+    job = plan_job(
+        words,
+        arguments,
+        values=values,
+        files=package,
+        here=here,
+        environment=variables,
+        configs=_configs_of_study(values, package.root, here) if words == ["study"] else (),
+    )
     access = reach(job_address(address, os.environ), os.environ)
     from eat_dist.cluster.submit import Jobs
 
@@ -72,6 +81,18 @@ def submit(  # noqa: PLR0917  (typer takes options as arguments)
     console.say(f"stop         {access.shell(f'stop {submission}')}")
     if wait:
         raise typer.Exit(_follow(jobs, submission, stop_on_interrupt=stop_on_interrupt))
+
+
+def _configs_of_study(values: dict[str, Any], root: Path, here: Path) -> list[RunConfig]:
+    """What the runs of a study are to be, found as the job will find it."""
+    from eat_dist.studies.plan import plan_runs
+    from eat_dist.studies.reading import load_study
+
+    file = (root / here.relative_to(root) if here.is_relative_to(root) else root) / values["file"]
+    if not file.exists():
+        return []  # which is said of every file that is not there
+    study = load_study(file, values["assignments"] or [])
+    return [run.config for run in plan_runs(study, local=values["backend"].value == "local")]
 
 
 def _follow(jobs: Jobs, submission: str, *, stop_on_interrupt: bool) -> int:

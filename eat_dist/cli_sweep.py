@@ -79,8 +79,7 @@ def sweep(  # noqa: PLR0917  (typer takes options as arguments)
     if space is None or trials is None:
         missing = " and ".join(name for name, value in (("--space", space), ("--trials", trials)) if value is None)
         raise ConfigError(f"a sweep needs {missing}, e.g. {_EXAMPLE}")
-    if concurrent != "auto" and not concurrent.isdecimal():
-        raise ConfigError(f"--concurrent takes a whole number, or auto; got '{concurrent}'")
+    at_once = parse_concurrent(concurrent)
     from eat_dist.config import load_config
     from eat_dist.spaces import load_space
     from eat_dist.sweeps import SweepPlan, start_sweep
@@ -97,12 +96,25 @@ def sweep(  # noqa: PLR0917  (typer takes options as arguments)
         objective=objective.value,
         validation_share=validation_share,
         seed=seed,
-        concurrent=None if concurrent == "auto" else int(concurrent),
+        concurrent=at_once,
         grace_period=default_grace(base.train.epochs) if grace_period is None else grace_period,
         reduction_factor=reduction_factor,
     )
     command = shlex.join(["eat-dist", *sys.argv[1:]])
     _report(start_sweep(plan, sweep_dir=sweep_dir, command=command, console=Console()))
+
+
+def parse_concurrent(text: str) -> int | None:
+    """--concurrent, of sweeps and studies: None for as many as fit.
+
+    Raises:
+        ConfigError: It is neither a whole number nor ``auto``.
+    """
+    from eat_dist.errors import ConfigError
+
+    if text != "auto" and not text.isdecimal():
+        raise ConfigError(f"--concurrent takes a whole number, or auto; got '{text}'")
+    return None if text == "auto" else int(text)
 
 
 def _report(swept: Swept) -> None:
@@ -113,7 +125,4 @@ def _report(swept: Swept) -> None:
     console.say(f"trials       {folder}/trials.json")
     for name in swept.configs:
         console.say(f"ready config eat-dist train --config {folder}/{name}")
-    if swept.mlflow_run_id is not None and swept.tracking_uri is not None:
-        uri = swept.tracking_uri
-        console.say(f"MLflow run   {swept.mlflow_run_id}")
-        console.say(f"open MLflow  {uri if uri.startswith('http') else f'mlflow ui --backend-store-uri {uri}'}")
+    console.mlflow(swept.tracking_uri, swept.mlflow_run_id)

@@ -33,6 +33,13 @@ class Console:
         """A line that starts with ``warning:``."""
         self.error.print(f"warning: {text}", style="yellow" if self.error.is_terminal else "", markup=False)
 
+    def mlflow(self, uri: str | None, run_id: str | None) -> None:
+        """Where MLflow's record of it is; nothing where there is none."""
+        if run_id is None or uri is None:
+            return
+        self.say(f"MLflow run   {run_id}")
+        self.say(f"open MLflow  {uri if uri.startswith('http') else f'mlflow ui --backend-store-uri {uri}'}")
+
     @contextmanager
     def training(self, schedule: Schedule) -> Iterator[Callable[[EnsembleStatistics], None]]:
         """Show training: yields what is to be called after every iteration."""
@@ -203,3 +210,15 @@ def _cells(figures: dict[str, Any]) -> list[str]:
 
 def _duration(seconds: float) -> str:
     return f"{seconds:.0f} s" if seconds < 120 else f"{seconds / 60:.0f} min"
+
+
+def print_table(table: Table, console: RichConsole) -> None:
+    """A table; where the output is no terminal, for which rich assumes 80 columns, as wide as it needs to be."""
+    if not console.is_terminal:
+        console = RichConsole(file=console.file, width=width_of(table, console))
+    console.print(table, soft_wrap=False)
+
+
+def width_of(table: Table, console: RichConsole) -> int:
+    """The columns that a table needs."""
+    return console.measure(table, options=console.options.update(width=100_000)).maximum

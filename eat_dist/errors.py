@@ -5,6 +5,10 @@ class EatError(Exception):
     """Something the user gave or owns is wrong. The message is one line: what was expected, what came, what to do."""
 
 
+class RunsFailedError(EatError):
+    """Some runs of a study failed; the others are done. The message names them."""
+
+
 class ConfigError(EatError):
     """The configuration is not valid. The message lists every fault that was found."""
 
@@ -35,3 +39,9 @@ class MemberLateError(ClusterError):
 
 class NonFiniteEmbeddingError(EatError, ValueError):
     """A model's embedding is NaN or infinite."""
+
+
+def in_one_line(error: BaseException) -> str:
+    """What an error says, in one line; one that no user can mend is named by its type, too."""
+    text = " ".join(str(error).split())
+    return text if text and isinstance(error, EatError) else ": ".join(filter(None, (type(error).__name__, text)))

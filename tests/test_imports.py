@@ -17,8 +17,8 @@ FLOORS = [
     {"checkpoint", "history", "member", "evaluation"},
     {"in_process", "embedding", "console", "tracking", "report", "cluster"},
     {"runs"},
-    {"sweeps"},
-    {"cli", "cli_compare", "cli_data", "cli_submit", "cli_sweep", "__main__"},
+    {"sweeps", "studies"},
+    {"cli", "cli_compare", "cli_data", "cli_study", "cli_submit", "cli_sweep", "__main__"},
 ]
 # Rooms of one floor know nothing of each other, but for the loop of a member, which saves and records itself.
 ALLOWED_WITHIN_A_FLOOR = {
@@ -28,6 +28,8 @@ ALLOWED_WITHIN_A_FLOOR = {
     ("cli", "cli_compare"),
     ("cli", "cli_submit"),
     ("cli", "cli_sweep"),
+    ("cli", "cli_study"),
+    ("cli_study", "cli_sweep"),
     ("storage", "bucket"),
 } | {
     (room, helper)

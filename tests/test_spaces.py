@@ -11,9 +11,9 @@ import pytest
 import yaml
 
 from conftest import REPOSITORY
-from eat_dist.config import RunConfig, load_config
+from eat_dist.config import RunConfig, configured, load_config
 from eat_dist.errors import ConfigError
-from eat_dist.spaces import Choice, Integer, Space, Uniform, check_space, configured, load_space, parse_space
+from eat_dist.spaces import Choice, Integer, Space, Uniform, check_space, load_space, parse_space
 
 READY = sorted((REPOSITORY / "tune_spaces").glob("*.yaml"))
 

@@ -24,7 +24,18 @@ EXCLUDED = (
     # logs: one that grows while a job is submitted would change what is sent
     *("*.log", "*.out", "/logs/", "nohup.out"),
     # results and databases
-    *("*.db", "*.db-*", "*.sqlite*", "/runs/", "/bench/", "/evaluations/", "/sweeps/", "/mlruns/", "/mlartifacts/"),
+    *(
+        "*.db",
+        "*.db-*",
+        "*.sqlite*",
+        "/runs/",
+        "/bench/",
+        "/evaluations/",
+        "/sweeps/",
+        "/studies/",
+        "/mlruns/",
+        "/mlartifacts/",
+    ),
     *("/ray_results/", "/*.html", "*.parquet"),
     # data and weights
     *("/data/", "/datasets/", "/shards/", "*.zip", "*.tar", "*.tar.*", "*.tgz", "*.npy", "*.npz"),

@@ -1,8 +1,9 @@
 """Trials on Ray Tune: it runs them side by side, stops the hopeless ones, and starts again those whose process died.
 
-What a sweep has seen is the sweep's own (:class:`Book`), as plain JSON in its folder: nothing of Tune's state is kept,
-so nothing of it is ever unpickled. A trial trains and measures between two reports and waits at a report for the
-verdict; so it is only ever stopped while nothing of it runs on the cluster.
+The runs of a study are trials that nobody stops. What a sweep or study has seen is its own (:class:`Book`), as plain
+JSON in its folder: nothing of Tune's state is kept, so nothing of it is ever unpickled. A trial trains and measures
+between two reports and waits at a report for the verdict; so it is only ever stopped while nothing of it runs on the
+cluster.
 """
 
 from __future__ import annotations
@@ -15,11 +16,12 @@ from dataclasses import dataclass
 from types import SimpleNamespace
 from typing import Any, Protocol
 
+import ray
 from ray import tune
 from ray.tune.schedulers import AsyncHyperBandScheduler, FIFOScheduler, TrialScheduler
 from ray.tune.search import Searcher
 
-from eat_dist.errors import EatError
+from eat_dist.errors import EatError, in_one_line
 
 Report = Callable[[Mapping[str, Any]], None]
 
@@ -30,7 +32,7 @@ _DIED = "its process died more often than cluster.max_restarts allows"
 
 
 class Book(Protocol):
-    """The sweep's side: which trials there are, and what became of them. All calls come from the driver's thread."""
+    """The other side: which trials there are, and what became of them. All calls come from the driver's thread."""
 
     def begin(self) -> Mapping[str, Any] | None:
         """What the next trial is called with, with its ``id``; None where there is none left."""
@@ -88,6 +90,7 @@ def run_trials(
     concurrent: int,
     halving: Halving | None,
     max_failures: int,
+    resources: Mapping[str, float] | None = None,
 ) -> None:
     """Run trials until there are none left.
 
@@ -102,6 +105,7 @@ def run_trials(
         concurrent: Trials at once; :func:`eat_dist.cluster.capacity.capacity` says how many fit.
         halving: When a trial is stopped early; None: never.
         max_failures: Times a trial is started again after its process died.
+        resources: In Ray's words, what a trial's own process computes with; None: others compute for it.
 
     Raises:
         EatError: What the book raised.
@@ -116,7 +120,7 @@ def run_trials(
     with tempfile.TemporaryDirectory() as scratch:
         try:
             tune.run(
-                tune.with_resources(_trainable(work), tune.PlacementGroupFactory([_DRIVER])),
+                tune.with_resources(_trainable(work), tune.PlacementGroupFactory([_DRIVER | dict(resources or {})])),
                 name="sweep",
                 num_samples=trials,
                 search_alg=_Questions(scribe),
@@ -137,10 +141,12 @@ def run_trials(
 
 def _trainable(work: Callable[[Mapping[str, Any], Report], None]) -> Callable[[dict[str, Any]], None]:
     def trial(task: dict[str, Any]) -> None:
+        # What this process does is done on a cluster, whatever it was told: an evaluation asks for a GPU there.
+        os.environ["RAY_ADDRESS"] = ray.get_runtime_context().gcs_address
         try:
             work(task, lambda result: tune.report(dict(result)))
         except Exception as error:  # a fault of this trial, which the others do not share
-            tune.report({"epoch": 0, "error": " ".join(str(error).split()) or type(error).__name__})
+            tune.report({"epoch": 0, "error": in_one_line(error)})
 
     return trial
 

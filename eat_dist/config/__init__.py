@@ -1,6 +1,14 @@
 """The run, typed: YAML in, YAML out, every fault in one message."""
 
-from eat_dist.config.loading import dump_config, load_config, override, parse_config
+from eat_dist.config.loading import (
+    configured,
+    dump_config,
+    flat,
+    load_config,
+    override,
+    parse_config,
+    read_assignment,
+)
 from eat_dist.config.sections import (
     AttackConfig,
     CheckpointConfig,
@@ -34,9 +42,12 @@ __all__ = [
     "SplitConfig",
     "TrackingConfig",
     "TrainConfig",
+    "configured",
     "dump_config",
     "effective_step_size",
+    "flat",
     "load_config",
     "override",
     "parse_config",
+    "read_assignment",
 ]

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import difflib
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -70,21 +71,62 @@ def override(config: RunConfig, *assignments: str) -> RunConfig:
     return parse_config(values)
 
 
-def _apply(values: dict[str, Any], assignment: str) -> None:
+def read_assignment(assignment: str) -> tuple[str, Any]:
+    """``section.key=value`` as key and value.
+
+    Raises:
+        ConfigError: It is of another form, or the value is not YAML.
+    """
     path, equals, text = assignment.partition("=")
     if not equals or not path.strip():
         raise ConfigError(f"--set takes section.key=value, e.g. attack.epsilon=8/255; got '{assignment}'")
-    *sections, key = path.strip().split(".")
+    try:
+        return path.strip(), yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise ConfigError(f"--set {assignment}: the value is not YAML: {_one_line(error)}") from error
+
+
+def configured(base: RunConfig, settings: Mapping[str, Any], *, source: str = "config") -> RunConfig:
+    """The base config with settings, ``section.key`` → value, everything checked again.
+
+    Raises:
+        ConfigError: A key is not known, a value is bad, or they cannot hold together.
+    """
+    values = base.model_dump(mode="json")
+    for key, value in settings.items():
+        try:
+            _assign(values, key, value)
+        except ConfigError as error:
+            raise ConfigError(f"{source}: {key}: {error}") from error
+    return parse_config(values, source=source)
+
+
+def flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Nested sections as ``section.key`` and value."""
+    for name, value in values.items():
+        if isinstance(value, dict):
+            yield from flat(value, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}", value
+
+
+def _apply(values: dict[str, Any], assignment: str) -> None:
+    key, value = read_assignment(assignment)
+    try:
+        _assign(values, key, value)
+    except ConfigError as error:
+        raise ConfigError(f"--set {assignment}: {error}") from error
+
+
+def _assign(values: dict[str, Any], key: str, value: Any) -> None:
+    *sections, name = key.split(".")
     target = values
     for section in sections:
         inner = target.setdefault(section, {})
         if not isinstance(inner, dict):
-            raise ConfigError(f"--set {assignment}: '{section}' is a value, not a section")
+            raise ConfigError(f"'{section}' is a value, not a section")
         target = inner
-    try:
-        target[key] = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise ConfigError(f"--set {assignment}: the value is not YAML: {_one_line(error)}") from error
+    target[name] = copy.deepcopy(value)
 
 
 def _without(values: dict[str, Any], locations: Sequence[Sequence[int | str]]) -> dict[str, Any]:

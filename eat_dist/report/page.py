@@ -13,6 +13,8 @@ from eat_dist.report.content import Page, Plot, Verdict
 from eat_dist.report.groups import disagreements, group_by_seed
 from eat_dist.report.reading import Run, read_runs
 from eat_dist.report.sections import SECTIONS
+from eat_dist.report.studies.page import make_study_page
+from eat_dist.report.studies.reading import is_study, read_study
 from eat_dist.report.sweeps.page import OnProgress, make_sweep_page
 from eat_dist.report.sweeps.reading import is_sweep, read_sweep
 from eat_dist.report.wording import NORMS, joined, percent, radius
@@ -38,20 +40,22 @@ class ReportFiles:
 def write_report(
     folders: Sequence[Folder], output: str, *, title: str | None = None, on_progress: OnProgress | None = None
 ) -> ReportFiles:
-    """Write the report of one run, of several side by side, or of a sweep.
+    """Write the report of one run, of several side by side, of a sweep, or of a study.
 
     The page ``STEM.html`` holds all it shows. Its drawings are also written to ``STEM_figures/`` as PNG and SVG. The
     same folders, output name and title give the same bytes. Everything is made before anything is written, and the page
     is written last, so a page that is there is whole and its figures are there.
 
     Args:
-        folders: Run folders, or folders of evaluated foreign models, each with an ``evaluation/``; or one sweep folder.
+        folders: Run folders, or folders of evaluated foreign models, each with an ``evaluation/``; or one folder of a
+            sweep or study.
         output: Path or URL of the page, ending in ``.html``; replaced if it is there.
         title: Heading of the page; default: from the names of the runs.
         on_progress: Called with a section's title, the sections done and all of them.
 
     Raises:
-        ConfigError: ``output`` is not an ``.html`` file, or no folder, one twice, or a sweep beside others was given.
+        ConfigError: ``output`` is not an ``.html`` file, or no folder, one twice, or a sweep or study beside
+            others was given.
         StorageError: A folder, its evaluation or its trials is missing or damaged, or the report cannot be written.
     """
     folder, name = Folder.of_file(output)
@@ -66,15 +70,19 @@ def write_report(
 
 
 def _page(folders: Sequence[Folder], *, title: str | None, on_progress: OnProgress | None) -> Page:
-    sweeps = [folder for folder in folders if is_sweep(folder)]
-    if not sweeps:
+    whole = [("sweep", folder) for folder in folders if is_sweep(folder)]
+    whole += [("study", folder) for folder in folders if is_study(folder)]
+    if not whole:
         return make_page(read_runs(folders), title=title, on_progress=on_progress)
+    kind, folder = whole[0]
     if len(folders) > 1:
         raise ConfigError(
-            f"expected runs, or one sweep alone; got the sweep '{sweeps[0]}' with {len(folders) - 1} other folders. "
-            "Report it by itself; trials are compared with runs as runs: give their run folders"
+            f"expected runs, or one {kind} alone; got the {kind} '{folder}' with {len(folders) - 1} other folders. "
+            "Report it by itself; its runs are compared with others as runs: give their run folders"
         )
-    return make_sweep_page(read_sweep(sweeps[0]), title=title, on_progress=on_progress)
+    if kind == "study":
+        return make_study_page(read_study(folder), title=title, on_progress=on_progress)
+    return make_sweep_page(read_sweep(folder), title=title, on_progress=on_progress)
 
 
 def make_page(runs: Sequence[Run], *, title: str | None = None, on_progress: OnProgress | None = None) -> Page:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import math
 import re
-from typing import NamedTuple
+from typing import Any, NamedTuple
+
+import yaml
 
 MISSING = "–"
 NORMS = {"linf": "L∞", "l2": "L2", "l0": "L0"}
@@ -16,6 +18,12 @@ OBJECTIVES = {
     "proxy_anchor": "training loss (Proxy Anchor)",
     "proxy": "training loss (Proxy Anchor)",
 }
+HEADLINE = (
+    ("clean/r_at_1", "clean R@1"),
+    ("worst/r_at_1", "attacked R@1"),
+    ("clean/nmi", "clean NMI"),
+    ("worst/nmi", "attacked NMI"),
+)
 _ATTACKS = {
     "fgsm": "FGSM",
     "mi_fgsm": "MI-FGSM",
@@ -122,3 +130,31 @@ def joined(words: list[str]) -> str:
 def slug(text: str) -> str:
     """What a file or an anchor may be called."""
     return re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-") or "run"
+
+
+def counted(count: int, noun: str) -> str:
+    """``1 trial``, ``2 trials``."""
+    return f"{count} {noun}{'s' * (count != 1)}"
+
+
+def duration(seconds: float | None) -> str:
+    """``48 s``, ``12 min``, ``3.4 h``."""
+    if seconds is None:
+        return MISSING
+    if seconds < 120:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
+
+
+def plain(value: Any) -> str:
+    """A fact whatever its form: a text, a list of arguments, a mapping."""
+    if isinstance(value, dict):
+        return ", ".join(f"{key} {item}" for key, item in value.items() if item not in (None, ""))
+    if isinstance(value, list):
+        return " ".join(map(str, value))
+    return "" if value is None else str(value)
+
+
+def as_yaml(content: Any) -> str:
+    """Settings as a config file has them."""
+    return yaml.safe_dump(content, sort_keys=False, allow_unicode=True)

@@ -8,6 +8,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from eat_dist.console import print_table, width_of
 from eat_dist.runs.comparison import FIXED, Comparison, Row, lower_is_better
 
 _HEADINGS = ("dataset", "defense", "rule", "M", "seed")
@@ -22,11 +23,11 @@ def print_comparison(comparison: Comparison, console: Console) -> None:
     """
     narrow = console.is_terminal
     whole = _table(comparison, figures=True, settings=True, narrow=narrow)
-    if not console.is_terminal or _width(whole, console) <= console.width or not comparison.differing:
-        _print(whole, console)
+    if not console.is_terminal or width_of(whole, console) <= console.width or not comparison.differing:
+        print_table(whole, console)
     else:
-        _print(_table(comparison, figures=True, settings=False, narrow=narrow), console)
-        _print(_table(comparison, figures=False, settings=True, narrow=narrow), console)
+        print_table(_table(comparison, figures=True, settings=False, narrow=narrow), console)
+        print_table(_table(comparison, figures=False, settings=True, narrow=narrow), console)
     for line in _legend(comparison):
         console.print(line, markup=False, highlight=False, soft_wrap=True)
 
@@ -62,16 +63,6 @@ def _legend(comparison: Comparison) -> list[str]:
     elif any(comparison.best(metric) is not None for metric in comparison.figures):
         lines[0] += "; * marks the best of a column"
     return lines
-
-
-def _print(table: Table, console: Console) -> None:
-    if not console.is_terminal:  # for which rich assumes 80 columns
-        console = Console(file=console.file, width=_width(table, console))
-    console.print(table, soft_wrap=False)
-
-
-def _width(table: Table, console: Console) -> int:
-    return console.measure(table, options=console.options.update(width=100_000)).maximum
 
 
 def _fixed(row: Row) -> Sequence[str]:

@@ -106,6 +106,21 @@ def check_not_held(folder: Folder) -> None:
         raise _refusal(folder, found.holder)
 
 
+def wait_for_the_dead(folder: Folder) -> None:
+    """Wait until the lease of a process that died elsewhere has expired; of a living one it is refused later.
+
+    Where a run goes on by itself after a death, on another machine, nobody is there to try again.
+    """
+    deadline = time.monotonic() + EXPIRES_AFTER_S + RENEW_EVERY_S
+    while time.monotonic() < deadline:
+        found = _read(folder)
+        if found is None or (found.holder is not None and found.holder.runs is not None):
+            return
+        if (age := _age(folder)) is None or age >= EXPIRES_AFTER_S:
+            return
+        time.sleep(RENEW_EVERY_S / 5)
+
+
 @contextlib.contextmanager
 def holding(folder: Folder) -> Iterator[None]:
     """Hold the folder's lease; it is made where it is not there, and nothing is left of a lease at the end.

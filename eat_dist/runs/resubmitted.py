@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import Any
+from pydantic import BaseModel
 
 from eat_dist.checkpoint import Checkpoints, deciding
-from eat_dist.config import RunConfig, dump_config
+from eat_dist.config import RunConfig, dump_config, flat
 from eat_dist.console import Console
 from eat_dist.errors import CheckpointError
 from eat_dist.runs.checks import check_free, check_names, with_absolute_paths
@@ -16,7 +15,7 @@ from eat_dist.runs.saved import config_of
 from eat_dist.storage import Folder
 
 
-def resume_or_start(config: RunConfig, *, run_dir: str, console: Console) -> Finished:
+def resume_or_start(config: RunConfig, *, run_dir: str, console: Console, parent_run_id: str | None = None) -> Finished:
     """Bring a run to its end, whatever an earlier attempt in its folder came to.
 
     ========================================  ==========================================================
@@ -30,6 +29,7 @@ def resume_or_start(config: RunConfig, *, run_dir: str, console: Console) -> Fin
     ========================================  ==========================================================
 
     Configs are the same when nothing differs that decides the weights (docs/configuration.md, "What may change").
+    ``parent_run_id`` is as in :func:`eat_dist.runs.run.start_run`.
 
     Raises:
         CheckpointError: The configs differ, or there are checkpoints but none is usable.
@@ -42,17 +42,17 @@ def resume_or_start(config: RunConfig, *, run_dir: str, console: Console) -> Fin
     check_free(folder, overwrite=True)
     with holding(folder):
         check_free(folder, overwrite=True)
-        return _go_on(folder, with_absolute_paths(config), console)
+        return _go_on(folder, with_absolute_paths(config), console, parent_run_id)
 
 
-def _go_on(folder: Folder, config: RunConfig, console: Console) -> Finished:
+def _go_on(folder: Folder, config: RunConfig, console: Console, parent_run_id: str | None) -> Finished:
     if not folder.exists("config.yaml"):
-        return start_in(folder, config, overwrite=False, console=console)
+        return start_in(folder, config, overwrite=False, console=console, parent_run_id=parent_run_id)
     saved = config_of(folder)
     checkpoints = Checkpoints(folder.child("checkpoints"), saved)
     if not folder.exists("summary.json") and checkpoints.newest() is None:
         console.say("An earlier attempt ended before its first checkpoint; starting again.")
-        return start_in(folder, config, overwrite=True, console=console)
+        return start_in(folder, config, overwrite=True, console=console, parent_run_id=parent_run_id)
     differing = differences(saved, config)
     if differing:
         raise CheckpointError(
@@ -62,7 +62,7 @@ def _go_on(folder: Folder, config: RunConfig, console: Console) -> Finished:
     if folder.exists("summary.json"):
         return _finished(folder, saved, config, console)
     folder.write("config.yaml", dump_config(config).encode())  # what may change is taken from the new command
-    return resume_in(folder, config, console=console)
+    return resume_in(folder, config, console=console, parent_run_id=parent_run_id)
 
 
 def _finished(folder: Folder, saved: RunConfig, config: RunConfig, console: Console) -> Finished:
@@ -75,14 +75,14 @@ def _finished(folder: Folder, saved: RunConfig, config: RunConfig, console: Cons
 
 def differences(saved: RunConfig, given: RunConfig) -> list[str]:
     """Keys that decide the weights and differ: ``attack.epsilon is 0.2 there and 0.1 here``."""
-    there = dict(_flat(deciding(saved).model_dump(mode="json")))
-    here = dict(_flat(deciding(given).model_dump(mode="json")))
-    return [f"{key} is {there[key]} there and {value} here" for key, value in here.items() if there[key] != value]
+    return differing_keys(deciding(saved), deciding(given))
 
 
-def _flat(values: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    for name, value in values.items():
-        if isinstance(value, dict):
-            yield from _flat(value, f"{prefix}{name}.")
-        else:
-            yield f"{prefix}{name}", value
+def differing_keys(there: BaseModel, here: BaseModel) -> list[str]:
+    """Keys in which two configs, or two sections of one kind, differ, in words."""
+    before = dict(flat(there.model_dump(mode="json")))
+    return [
+        f"{key} is {before[key]} there and {value} here"
+        for key, value in flat(here.model_dump(mode="json"))
+        if before[key] != value
+    ]

@@ -236,7 +236,7 @@ class _Run:
             [dataset_record(config.data, images, sums[name], testing=name == "test") for name, images in sets]
         )
         tracker.log_text(self.folder.read("config.yaml").decode(), "config.yaml")
-        self.folder.write_json("run.json", {"schema": 1, **about, "data": sums})
+        self.folder.write_json("run.json", {"schema": 1, **about, "data": sums, "mlflow_run_id": tracker.run_id})
 
     def _train_and_evaluate(self, tracker: Tracker, copy: Path, *, resumed: bool) -> dict[str, Any]:
         config, folder = self.config, self.folder

@@ -13,8 +13,9 @@ from eat_dist.config import RunConfig, load_config
 from eat_dist.errors import ConfigError
 
 # Options and arguments, by their names in the commands' signatures, that say where results go.
-_RESULTS = ("run_dir", "resume", "sweep_dir", "output", "out")
-_NAMELESS = ("train", "sweep")  # would make up a folder of their own, in a place that ends with the job
+_RESULTS = ("run_dir", "resume", "sweep_dir", "study_dir", "output", "out")
+# Would make up a folder of their own, in a place that ends with the job; the option that names one.
+_NAMELESS = {"train": "--run-dir", "sweep": "--sweep-dir", "study": "--study-dir"}
 _LOCAL_PATHS = ("root", "test_root", "shards")
 
 # What every job gets: `ray job stop` is then a Ctrl-C, with time to close records and give the run folder free.
@@ -57,6 +58,7 @@ def plan_job(
     files: Files,
     here: Path,
     environment: Mapping[str, str],
+    configs: Sequence[RunConfig] = (),
 ) -> Job:
     """Check a subcommand against what the cluster will see of it.
 
@@ -67,6 +69,7 @@ def plan_job(
         files: What goes along. The command runs there, in the folder that corresponds to ``here``.
         here: Where the user stands: relative paths are meant from there.
         environment: What the job gets, for its warnings.
+        configs: Of the runs of a study, whose data the cluster must find.
 
     Raises:
         ConfigError: A path that the cluster would not find, results that would be lost, or a faulty config.
@@ -79,15 +82,17 @@ def plan_job(
     results = _check_results(command, values)
     if command[0] == "train" and values.get("resume") is None:
         given = values["config"]
-        config = load_config(given and files.root / inside / given, values["assignments"] or [])
-        _check_data(config, files, inside)
+        configs = [load_config(given and files.root / inside / given, values["assignments"] or [])]
         if not values["overwrite"] and not values["resume_or_start"]:
             arguments.append("--resume-or-start")
-        if config.tracking.enabled and not (config.tracking.uri or environment.get("MLFLOW_TRACKING_URI")):
-            warnings.append(
-                "no MLflow server is named: unless the cluster sets MLFLOW_TRACKING_URI, MLflow's records end with the "
-                "job's folder; set it here, or give --env MLFLOW_TRACKING_URI=URL"
-            )
+    for config in configs:
+        _check_data(config, files, inside)
+    named = environment.get("MLFLOW_TRACKING_URI")
+    if any(config.tracking.enabled and not (config.tracking.uri or named) for config in configs):
+        warnings.append(
+            "no MLflow server is named: unless the cluster sets MLFLOW_TRACKING_URI, MLflow's records end with the "
+            "job's folder; set it here, or give --env MLFLOW_TRACKING_URI=URL"
+        )
     words = ["python", "-m", "eat_dist", *command, *arguments]
     go = f"cd {shlex.quote(inside.as_posix())} && " if inside != Path() and files.has(inside) else ""
     name = "-".join((*command, *([_name(results)] if results else [])))
@@ -143,8 +148,8 @@ def _check_results(command: Sequence[str], values: Mapping[str, Any]) -> str | N
     given = {name: str(values[name]) for name in _RESULTS if values.get(name) is not None}
     if not given and command[0] in _NAMELESS:
         raise ConfigError(
-            f"a submitted {command[0]} needs a name that a resubmission finds again: give --run-dir, an absolute path "
-            f"on a disk that every node sees or a URL, e.g. s3://bucket/runs/digits-1"
+            f"a submitted {command[0]} needs a name that a resubmission finds again: give {_NAMELESS[command[0]]}, an "
+            f"absolute path on a disk that every node sees or a URL, e.g. s3://bucket/runs/digits-1"
         )
     target = values.get("target") if command[0] == "evaluate" else None
     if target is not None and not given and not (_is_placed(target) and not target.endswith(".safetensors")):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from eat_dist.config import RunConfig
@@ -13,6 +13,8 @@ from eat_dist.robustness.statistics import EnsembleStatistics
 from eat_dist.storage import Folder
 
 SUMMARY_SCHEMA = 1
+FIGURES = ("clean/r_at_1", "clean/nmi", "worst/r_at_1", "worst/nmi")
+"""What runs are compared by, under the names of ``summary.json``; ``worst``: the worst of all attacks."""
 
 
 def summary_of_training(
@@ -94,6 +96,11 @@ def flat_figures(summary: dict[str, Any]) -> dict[str, float]:
     for rank, mebibytes in enumerate(summary.get("peak_memory_mib", [])):
         flat[f"member_{rank}/peak_memory_mib"] = float(mebibytes)
     return flat
+
+
+def figures_of(ensemble: Mapping[str, Any]) -> dict[str, float]:
+    """:data:`FIGURES` of an evaluation's entry ``ensemble``."""
+    return {name: float(ensemble[part][figure]) for name in FIGURES for part, figure in [name.split("/")]}
 
 
 def measurement(summary: dict[str, Any]) -> dict[str, str]:

@@ -2,7 +2,7 @@
 
 from eat_dist.spaces.check import check_space
 from eat_dist.spaces.reading import load_space, parse_space
-from eat_dist.spaces.space import Choice, Integer, Parameter, Settings, Space, Uniform, configured
+from eat_dist.spaces.space import Choice, Integer, Parameter, Settings, Space, Uniform
 
 __all__ = [
     "Choice",
@@ -12,7 +12,6 @@ __all__ = [
     "Space",
     "Uniform",
     "check_space",
-    "configured",
     "load_space",
     "parse_space",
 ]

@@ -9,9 +9,9 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
 
-from eat_dist.config import RunConfig
+from eat_dist.config import RunConfig, configured
 from eat_dist.errors import ConfigError, EatError
-from eat_dist.spaces.space import Choice, Settings, Space, configured
+from eat_dist.spaces.space import Choice, Settings, Space
 
 # Combinations of bounds and choices that are tried; of a larger space as many are drawn instead.
 _MOST_COMBINATIONS = 1000

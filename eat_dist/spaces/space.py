@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import itertools
 import math
 import random
@@ -10,7 +9,6 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from eat_dist.config import RunConfig, parse_config
 from eat_dist.seeding import derive_seed
 
 Settings = dict[str, Any]
@@ -156,19 +154,3 @@ class Space:
 def _all_values(domain: Domain) -> Sequence[Any]:
     assert not isinstance(domain, Uniform), domain
     return range(domain.low, domain.high + 1) if isinstance(domain, Integer) else domain.values
-
-
-def configured(base: RunConfig, settings: Mapping[str, Any], *, source: str = "config") -> RunConfig:
-    """The base config with a trial's settings.
-
-    Raises:
-        ConfigError: They cannot hold together.
-    """
-    values = copy.deepcopy(base.model_dump(mode="json"))
-    for key, value in settings.items():
-        *sections, name = key.split(".")
-        target = values
-        for section in sections:
-            target = target[section]
-        target[name] = value
-    return parse_config(values, source=source)

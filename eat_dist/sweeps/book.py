@@ -10,9 +10,9 @@ from typing import Any, Literal
 from eat_dist.config import RunConfig, dump_config
 from eat_dist.console import Console
 from eat_dist.errors import ConfigError
+from eat_dist.runs.summary import FIGURES
 from eat_dist.spaces import Settings
 from eat_dist.storage import Folder
-from eat_dist.sweeps.objectives import FIGURES
 from eat_dist.sweeps.plan import SweepPlan
 from eat_dist.sweeps.record import Status, Trial, result_of, write_trials
 from eat_dist.sweeps.search import propose

@@ -3,20 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal
+from typing import Literal
 
 from eat_dist.metrics.pareto import not_dominated
 
 Objective = Literal["attacked_nmi", "harmonic", "pareto"]
-Figures = dict[str, float]
-
-FIGURES = ("clean/r_at_1", "clean/nmi", "worst/r_at_1", "worst/nmi")
-"""What is kept of each evaluation, under the names of ``summary.json``; ``worst``: the worst of all attacks."""
-
-
-def figures_of(ensemble: Mapping[str, Any]) -> Figures:
-    """The kept figures of an evaluation's entry ``ensemble``."""
-    return {name: float(ensemble[part][figure]) for name in FIGURES for part, figure in [name.split("/")]}
 
 
 def names_of(objective: Objective) -> tuple[str, ...]:

@@ -6,9 +6,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from eat_dist.config import RunConfig, parse_config
+from eat_dist.config import RunConfig, configured, parse_config
 from eat_dist.errors import ConfigError, StorageError
-from eat_dist.spaces import Space, configured, parse_space
+from eat_dist.spaces import Space, parse_space
 from eat_dist.storage import Folder
 from eat_dist.sweeps.objectives import Objective, names_of
 

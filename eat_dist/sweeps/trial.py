@@ -11,7 +11,6 @@ from typing import Any
 import yaml
 
 from eat_dist import __version__
-from eat_dist.cluster.evaluate import has_gpus
 from eat_dist.cluster.train import train_on_ray
 from eat_dist.config import RunConfig, parse_config
 from eat_dist.console import Console
@@ -22,9 +21,9 @@ from eat_dist.provenance import git_state
 from eat_dist.runs.checks import digests, splits_of
 from eat_dist.runs.evaluation import Subject, evaluate_subject, evaluation_folder
 from eat_dist.runs.run import complete_ensemble, write_first_files
-from eat_dist.runs.summary import summary_of_training, summary_with
+from eat_dist.runs.summary import figures_of, summary_of_training, summary_with
 from eat_dist.storage import Folder
-from eat_dist.sweeps.objectives import Figures, Objective, figures_of, values_of
+from eat_dist.sweeps.objectives import Objective, values_of
 
 _RESULT = "result.json"
 
@@ -70,11 +69,13 @@ def run_trial(
             report({"epoch": epoch, "figures": figures, **values_of(objective, figures)})
 
 
-def _measured(folder: Folder, config: RunConfig, data: ZeroShotData, *, epoch: int, task: Mapping[str, Any]) -> Figures:
+def _measured(
+    folder: Folder, config: RunConfig, data: ZeroShotData, *, epoch: int, task: Mapping[str, Any]
+) -> dict[str, float]:
     """The figures after an epoch: found, or trained for and measured."""
     here = rung_folder(folder, epoch)
     if here.exists(_RESULT):
-        found: Figures = here.read_json(_RESULT)["figures"]
+        found: dict[str, float] = here.read_json(_RESULT)["figures"]
         return found
     begin = time.perf_counter()
     results = train_on_ray(
@@ -88,7 +89,7 @@ def _measured(folder: Folder, config: RunConfig, data: ZeroShotData, *, epoch: i
     _, digest = complete_ensemble(folder, config, data)
     is_last = epoch == config.train.epochs
     measured = evaluate_subject(
-        Subject(str(folder), _on_the_cluster(config)),
+        Subject(str(folder), config),
         evaluation_folder(folder, config) if is_last else here.child(config.evaluation.protocol),
         workers=1,
         command=f"eat-dist evaluate {folder} --protocol {config.evaluation.protocol}",
@@ -100,13 +101,6 @@ def _measured(folder: Folder, config: RunConfig, data: ZeroShotData, *, epoch: i
         _write_summary(folder, config, data, results, measured, seconds=trained - begin, digest=digest, task=task)
     here.write_json(_RESULT, {"epoch": epoch, "figures": figures, "seconds": seconds, "weights_sha256": digest})
     return figures
-
-
-def _on_the_cluster(config: RunConfig) -> RunConfig:
-    """With the evaluation in a worker that holds a GPU, where the cluster has any: this process holds none."""
-    if config.cluster.device == "cpu" or not has_gpus(config.cluster):
-        return config
-    return config.model_copy(update={"cluster": config.cluster.model_copy(update={"address": "auto"})})
 
 
 def _write_summary(

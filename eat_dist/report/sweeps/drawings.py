@@ -13,8 +13,8 @@ from eat_dist.report.sweeps.parallel import parallel
 from eat_dist.report.sweeps.ranking import best, figure, finished, score
 from eat_dist.report.sweeps.reading import Objective, Sweep, Trial
 from eat_dist.report.sweeps.space import Parameter
-from eat_dist.report.sweeps.wording import axis_label, counted, in_percent, objective_name, scored
-from eat_dist.report.wording import slug
+from eat_dist.report.sweeps.wording import axis_label, in_percent, objective_name, scored
+from eat_dist.report.wording import counted, slug
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -13,7 +13,6 @@ from eat_dist.report.sweeps.importance import analyses
 from eat_dist.report.sweeps.ranking import best, figure, finished, front, gain, score
 from eat_dist.report.sweeps.reading import Sweep, Trial, read_sweep
 from eat_dist.report.sweeps.wording import (
-    counted,
     counts,
     difference,
     objective_name,
@@ -21,7 +20,7 @@ from eat_dist.report.sweeps.wording import (
     settings_text,
     told_epsilon,
 )
-from eat_dist.report.wording import joined, percent
+from eat_dist.report.wording import counted, joined, percent
 from eat_dist.storage import Folder
 
 if TYPE_CHECKING:

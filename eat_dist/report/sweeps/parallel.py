@@ -9,7 +9,8 @@ from eat_dist.report.sweeps.looks import legend, strokes
 from eat_dist.report.sweeps.ranking import best, front, score
 from eat_dist.report.sweeps.reading import Objective, Sweep, Trial
 from eat_dist.report.sweeps.space import Parameter, round_values, spaced
-from eat_dist.report.sweeps.wording import axis_label, counted, in_percent, objective_name, settings_text
+from eat_dist.report.sweeps.wording import axis_label, in_percent, objective_name, settings_text
+from eat_dist.report.wording import counted
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -6,33 +6,24 @@ measured: one diverged trial must not hide the others. Unknown keys are ignored.
 
 from __future__ import annotations
 
-import math
 from collections import Counter
-from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic import BaseModel, Field, TypeAdapter
 
 from eat_dist.errors import StorageError
+from eat_dist.report.record import LENIENT, Figure, valid
 from eat_dist.report.sweeps.space import Parameter, read_space
 from eat_dist.storage import Folder
 
 SCHEMA = 1
 SWEEP_FILE, TRIALS_FILE, READY_FILE = "sweep.json", "trials.json", "best.yaml"
 Status = Literal["FINISHED", "PRUNED", "FAILED", "RUNNING", "INTERRUPTED"]
-_Read = TypeVar("_Read")
-
-
-def _finite(value: Any) -> Any:
-    return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
-Figure = Annotated[float | None, BeforeValidator(_finite)]
 
 
 class _Part(BaseModel):
-    model_config = ConfigDict(extra="ignore", frozen=True)
+    model_config = LENIENT
 
 
 class Objective(_Part):
@@ -132,10 +123,10 @@ def read_sweep(folder: Folder) -> Sweep:
     version = content.get("schema") if isinstance(content, dict) else None
     if version != SCHEMA:
         raise StorageError(f"'{folder}/{SWEEP_FILE}': expected schema {SCHEMA}; got {version}")
-    about = _valid(f"'{folder}/{SWEEP_FILE}' is not a sweep", lambda: About.model_validate(content))
+    about = valid(f"'{folder}/{SWEEP_FILE}' is not a sweep", lambda: About.model_validate(content))
     listed = TypeAdapter(list[Trial])
     rows = folder.read_json(TRIALS_FILE)
-    trials = _valid(f"'{folder}/{TRIALS_FILE}' is no list of trials", lambda: listed.validate_python(rows))
+    trials = valid(f"'{folder}/{TRIALS_FILE}' is no list of trials", lambda: listed.validate_python(rows))
     if not trials:
         raise StorageError(f"'{folder}' has no trials yet; report it once the first has begun")
     for what, values in (("id", [trial.id for trial in trials]), ("number", [trial.number for trial in trials])):
@@ -152,12 +143,3 @@ def read_sweep(folder: Folder) -> Sweep:
     except ValueError as error:
         raise StorageError(f"'{folder}/{SWEEP_FILE}': {error}") from error
     return Sweep(about, parameters, ordered, READY_FILE if folder.exists(READY_FILE) else "")
-
-
-def _valid(what: str, read: Callable[[], _Read]) -> _Read:
-    try:
-        return read()
-    except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(str(part) for part in first["loc"]) or "the whole"
-        raise StorageError(f"{what}: {where}: {first['msg']}") from error

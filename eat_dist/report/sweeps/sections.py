@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-import yaml
-
 from eat_dist.report.content import Block, Fold, Listing, Plots, Section, Text
 from eat_dist.report.drawing import Drawing, as_plot
 from eat_dist.report.sweeps import tables
@@ -14,8 +12,8 @@ from eat_dist.report.sweeps.importance import FEWEST_TRIALS, SHUFFLES, Analysis
 from eat_dist.report.sweeps.looks import keys, legend
 from eat_dist.report.sweeps.ranking import best
 from eat_dist.report.sweeps.reading import Sweep
-from eat_dist.report.sweeps.wording import axis_label, duration, objective_name, told_epsilon
-from eat_dist.report.wording import joined
+from eat_dist.report.sweeps.wording import axis_label, objective_name, told_epsilon
+from eat_dist.report.wording import as_yaml, duration, joined, plain
 
 
 def trials(sweep: Sweep) -> Section:
@@ -106,16 +104,16 @@ def origin(sweep: Sweep) -> Section:
         "ε of the attacks": None if about.evaluation_epsilon is None else told_epsilon(sweep),
         "started": about.started,
         "took": None if about.seconds is None else duration(about.seconds),
-        "git": _plain(about.git),
+        "git": plain(about.git),
     }
     told = "; ".join(f"{name} {value}" for name, value in facts.items() if value not in (None, ""))
     blocks: list[Block] = [Text(f"{told}."), tables.space(sweep)]
     if (winner := best(sweep)) is not None:
         heading = f"Settings of trial {winner.number}, over the base config"
-        blocks.append(Listing(heading, _yaml(nested(winner.settings))))
-    command = _plain(about.command)
+        blocks.append(Listing(heading, as_yaml(nested(winner.settings))))
+    command = plain(about.command)
     blocks += [Listing("Command", command)] if command else []
-    blocks += [Fold("Base config", [Listing("config.yaml", _yaml(about.base_config))])] if about.base_config else []
+    blocks += [Fold("Base config", [Listing("config.yaml", as_yaml(about.base_config))])] if about.base_config else []
     return Section("origin", "What made this sweep", "", blocks)
 
 
@@ -139,16 +137,3 @@ def nested(settings: Mapping[str, Any]) -> dict[str, Any]:
             at = at.setdefault(section, {})
         at[last] = value
     return made
-
-
-def _yaml(content: Any) -> str:
-    return yaml.safe_dump(content, sort_keys=False, allow_unicode=True)
-
-
-def _plain(value: Any) -> str:
-    """A fact whatever its form: a text, a list of arguments, a mapping."""
-    if isinstance(value, dict):
-        return ", ".join(f"{key} {item}" for key, item in value.items() if item not in (None, ""))
-    if isinstance(value, list):
-        return " ".join(map(str, value))
-    return "" if value is None else str(value)

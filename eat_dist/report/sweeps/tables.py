@@ -11,17 +11,15 @@ from eat_dist.report.sweeps.ranking import best, figure, final, front, ordered, 
 from eat_dist.report.sweeps.reading import Sweep, Trial
 from eat_dist.report.sweeps.space import Parameter, written
 from eat_dist.report.sweeps.wording import (
-    FIGURES,
     HARMONIC,
     STATUS,
     axis_label,
-    duration,
     in_percent,
     objective_name,
     reason,
     settings_text,
 )
-from eat_dist.report.wording import MISSING, number, percent
+from eat_dist.report.wording import HEADLINE, MISSING, duration, number, percent
 
 
 def trials(sweep: Sweep) -> Table:
@@ -31,7 +29,7 @@ def trials(sweep: Sweep) -> Table:
     winner = best(sweep)
     # An objective that is one of the figures is not written twice.
     named = {objective_name(objective) for objective in sweep.objectives}
-    figures = [(name, label) for name, label in FIGURES if label not in named]
+    figures = [(name, label) for name, label in HEADLINE if label not in named]
     rows = []
     for place, trial in enumerate(shown):
         is_best = winner is not None and trial.id == winner.id

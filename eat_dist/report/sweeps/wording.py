@@ -6,12 +6,6 @@ from eat_dist.report.sweeps.reading import Objective, Sweep, Trial
 from eat_dist.report.sweeps.space import written
 from eat_dist.report.wording import MISSING, number, radius
 
-FIGURES = (
-    ("clean/r_at_1", "clean R@1"),
-    ("worst/r_at_1", "attacked R@1"),
-    ("clean/nmi", "clean NMI"),
-    ("worst/nmi", "attacked NMI"),
-)
 HARMONIC = "The harmonic mean is that of clean R@1 and attacked NMI. "
 STATUS = {
     "FINISHED": "finished",
@@ -54,11 +48,6 @@ def axis_label(objective: Objective, sweep: Sweep) -> str:
     return f"{objective_name(objective)}{', %' if in_percent(sweep) else ''}"
 
 
-def counted(count: int, noun: str) -> str:
-    """``1 trial``, ``2 trials``."""
-    return f"{count} {noun}{'s' * (count != 1)}"
-
-
 def counts(sweep: Sweep) -> str:
     """``18 finished, 9 pruned, 3 failed``; what did not happen is left out."""
     parts = [(len(sweep.with_status(status)), word) for status, word in STATUS.items()]  # type: ignore[arg-type]
@@ -76,15 +65,6 @@ def reason(trial: Trial) -> str:
     lines = (trial.error or "").split("\n")
     text = " ".join(line.strip() for line in lines if line.strip()) or "no reason on record"
     return text if len(text) <= _LONGEST_REASON else f"{text[: _LONGEST_REASON - 1]}…"
-
-
-def duration(seconds: float | None) -> str:
-    """``48 s``, ``12 min``, ``3.4 h``."""
-    if seconds is None:
-        return MISSING
-    if seconds < 120:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
 
 
 def told_epsilon(sweep: Sweep) -> str:

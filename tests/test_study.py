@@ -1,0 +1,394 @@
+"""Whole studies in this process, without Ray: what they leave, and that nothing stops them for good."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from conftest import REPOSITORY
+from eat_dist import cli
+from eat_dist.console import Console
+from eat_dist.errors import CheckpointError, RunsFailedError, StorageError
+from eat_dist.studies import Studied, load_study, run_study
+from eat_dist.studies import study as study_module
+from small_runs import small_config
+from small_studies import ROWS, SETTINGS, write
+
+
+def go(folder: Path, *assignments: str, **changes: Any) -> Studied:
+    """The same command again and again, in ``folder/study``."""
+    study = load_study(write(folder, **changes), assignments)
+    where = str(folder / "study")
+    return run_study(study, study_dir=where, backend="local", concurrent=None, command="", console=Console())
+
+
+def state(folder: Path) -> dict[str, Any]:
+    content: dict[str, Any] = json.loads((folder / "study" / "study.json").read_text())
+    return content
+
+
+def run_files(folder: Path) -> dict[Path, int]:
+    runs = folder / "study" / "runs"
+    return {path.relative_to(folder): path.stat().st_mtime_ns for path in runs.rglob("*") if path.is_file()}
+
+
+def digest(folder: Path, run: str) -> str:
+    return str(json.loads((folder / "study" / "runs" / run / "summary.json").read_text())["weights_sha256"])
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("finished")
+    go(folder)
+    return folder
+
+
+@pytest.fixture
+def again(finished: Path, tmp_path: Path) -> Path:
+    """A copy of the finished study, to be changed."""
+    shutil.copytree(finished, tmp_path, dirs_exist_ok=True)
+    return tmp_path
+
+
+def test_a_study_leaves_a_run_folder_each_a_record_and_tables(finished: Path) -> None:
+    content = state(finished)
+    assert content["schema"] == 1
+    assert [run["name"] for run in content["runs"]] == [
+        "natural-digits-s0",
+        "pgd_at-digits-s0",
+        "natural-digits-s1",
+        "pgd_at-digits-s1",
+    ]
+    for run in content["runs"]:
+        here = finished / "study" / run["run_folder"]
+        summary = json.loads((here / "summary.json").read_text())
+        config = yaml.safe_load((here / "config.yaml").read_text())
+        assert (config["seed"], config["defense"]["name"]) == (run["seed"], run["row"])
+        assert run["figures"] == {
+            f"{part}/{figure}": summary[part][figure] for part in ("clean", "worst") for figure in ("r_at_1", "nmi")
+        }
+        # Two members, four iterations; natural one pass, pgd_at an attack step and two losses.
+        assert run["passes"] == 2 * 4 * {"natural": 1, "pgd_at": 3}[run["row"]]
+        assert 0 < run["training_seconds"] < run["seconds"]
+        assert (run["status"], run["error"], run["measured"]["protocol"]) == ("FINISHED", None, "quick")
+    names = {path.name for path in (finished / "study").iterdir()}
+    assert names == {
+        *("runs", "study.json", "study.yaml", "table.md", "table.csv", "report.html", "report_figures"),
+    }
+    assert (finished / "study" / "table.md").read_text().count("| 2 |") == 4  # M and seeds of two rows
+    assert (finished / "study" / "study.yaml").read_bytes() == (finished / "study.yaml").read_bytes()
+
+
+def test_a_finished_study_given_again_changes_no_run(again: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    before, table = run_files(again), (again / "study" / "table.md").read_text()
+
+    go(again)
+
+    assert run_files(again) == before
+    assert (again / "study" / "table.md").read_text() == table
+    assert "4 runs (2 rows × 1 datasets × 2 seeds), 4 of them finished" in capsys.readouterr().out
+
+
+def test_rows_and_seeds_may_be_added(again: Path) -> None:
+    before = run_files(again)
+
+    go(again, rows=ROWS | {"eat": {}}, seeds=[0, 1, 2])
+
+    after = run_files(again)
+    assert {path: after[path] for path in before} == before
+    assert len(state(again)["runs"]) == 9
+    assert "| eat | 2 |" in (again / "study" / "table.md").read_text()
+
+
+def test_what_is_no_longer_part_of_the_study_is_left_out_and_left_alone(
+    again: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = run_files(again)
+
+    go(again, seeds=[1])
+
+    assert run_files(again) == before
+    assert [run["name"] for run in state(again)["runs"]] == ["natural-digits-s1", "pgd_at-digits-s1"]
+    assert "2 runs are no longer part of the study" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        (
+            {"rows": ROWS | {"natural": {"defense.name": "natural", "optimiser.learning_rate": 1e-3}}},
+            "natural-digits-s0: optimiser.learning_rate is 0.0005 there and 0.001 here; natural-digits-s1: ",
+        ),
+        ({"set": {"evaluation.num_steps": 2}}, "evaluation.num_steps is 1 there and 2 here"),
+        ({"budget": {"passes": "pgd_at"}}, "natural-digits-s0: train.epochs is 2 there and 6 here"),
+    ],
+)
+def test_a_changed_study_is_refused_with_what_differs(again: Path, changes: dict[str, Any], expected: str) -> None:
+    before, content = run_files(again), state(again)
+
+    with pytest.raises(CheckpointError) as refused:
+        go(again, **changes)
+
+    assert expected in str(refused.value)
+    assert "\n" not in str(refused.value)
+    assert (run_files(again), state(again)) == (before, content)
+
+
+def test_what_does_not_decide_the_figures_may_change(again: Path) -> None:
+    before = run_files(again)
+    go(again, "cluster.gather_timeout=50", "checkpoint.keep=1")
+    assert run_files(again) == before
+
+
+def test_changed_images_are_refused(again: Path) -> None:
+    place = again / "study" / "runs" / "pgd_at-digits-s1" / "run.json"
+    about = json.loads(place.read_text())
+    about["data"]["test"] = "0" * 64
+    place.write_text(json.dumps(about))
+
+    with pytest.raises(CheckpointError, match=r"the images are not those that '.*pgd_at-digits-s1' was trained on"):
+        go(again)
+
+
+def test_a_folder_that_is_no_study_is_left_alone(tmp_path: Path) -> None:
+    (tmp_path / "study").mkdir()
+    (tmp_path / "study" / "thesis.txt").write_text("years of work")
+
+    with pytest.raises(StorageError, match="holds something that is no study"):
+        go(tmp_path)
+    assert [path.name for path in (tmp_path / "study").iterdir()] == ["thesis.txt"]
+
+
+def test_nothing_is_left_where_the_study_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(Exception, match="no defense is called"):
+        go(tmp_path, rows={"a": {"defense.name": "nope"}})
+    with pytest.raises(Exception, match="parts"):
+        go(tmp_path, rows={"a": {"ensemble.split.rule": "disjoint", "ensemble.split.parts": 300}})
+    assert not (tmp_path / "study").exists()
+
+
+def test_two_at_once_on_one_study_are_refused(again: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def meanwhile(*arguments: Any, **options: Any) -> None:
+        go(again)
+
+    monkeypatch.setattr(study_module, "load_all", meanwhile)
+    with pytest.raises(StorageError, match="is being worked on by process"):
+        go(again)
+
+
+def test_equal_passes_make_equal_counts(tmp_path: Path) -> None:
+    """One attack step: three passes an iteration of pgd_at, one of natural, so thrice the epochs."""
+    go(tmp_path, budget={"passes": "pgd_at"}, seeds=[0])
+
+    runs = {run["row"]: run for run in state(tmp_path)["runs"]}
+    assert {row: run["epochs"] for row, run in runs.items()} == {"natural": 6, "pgd_at": 2}
+    assert {run["passes"] for run in runs.values()} == {24}
+
+
+# What goes wrong
+
+
+def test_a_failed_run_is_named_and_the_others_go_on_and_it_is_tried_again(
+    tmp_path: Path, finished: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = study_module.run_task
+
+    def stumble(task: Any, report: Callable[[Any], None]) -> None:
+        if task["id"] == "pgd_at-digits-s0":
+            raise MemoryError("no\nroom")
+        whole(task, report)
+
+    monkeypatch.setattr(study_module, "run_task", stumble)
+    with pytest.raises(
+        RunsFailedError, match=r"1 of 4 runs failed: pgd_at-digits-s0: MemoryError: no room\. The others"
+    ):
+        go(tmp_path)
+
+    statuses = {run["name"]: (run["status"], run["error"]) for run in state(tmp_path)["runs"]}
+    assert statuses.pop("pgd_at-digits-s0") == ("FAILED", "MemoryError: no room")
+    assert set(statuses.values()) == {("FINISHED", None)}
+    table = (tmp_path / "study" / "table.md").read_text()
+    assert "- pgd_at-digits-s0: MemoryError: no room" in table
+    assert "| 1 of 2 |" in table
+
+    monkeypatch.undo()
+    go(tmp_path)
+    assert {run["status"] for run in state(tmp_path)["runs"]} == {"FINISHED"}
+    assert digest(tmp_path, "pgd_at-digits-s0") == digest(finished, "pgd_at-digits-s0")
+
+
+def test_a_loss_that_is_not_finite_is_one_runs_own_fault(tmp_path: Path) -> None:
+    bad = {"defense.name": "natural", "optimiser.learning_rate": 1e30}
+
+    with pytest.raises(RunsFailedError, match=r"bad-digits-s0: member .*lower optimiser.learning_rate"):
+        go(tmp_path, rows={"bad": bad} | ROWS, seeds=[0])
+    assert [run["status"] for run in state(tmp_path)["runs"]] == ["FAILED", "FINISHED", "FINISHED"]
+
+
+def test_ctrl_c_is_one_line_and_the_same_command_goes_on(
+    tmp_path: Path, finished: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """At an epoch's end: the epochs before are not trained again."""
+    from eat_dist.checkpoint import Checkpoints
+
+    commit, left = Checkpoints.commit, {"checkpoints": 3}
+
+    def interrupted(self: Checkpoints, *arguments: Any, **options: Any) -> None:
+        commit(self, *arguments, **options)
+        left["checkpoints"] -= 1
+        if left["checkpoints"] == 0:
+            raise KeyboardInterrupt
+
+    study = write(tmp_path)
+    words = ["eat-dist", "study", str(study), "--backend", "local", "--study-dir", str(tmp_path / "study")]
+    monkeypatch.setattr(Checkpoints, "commit", interrupted)
+    monkeypatch.setattr(sys, "argv", words)
+    ended: list[int] = []
+    monkeypatch.setattr(cli, "_leave", ended.append)
+
+    cli.main()
+
+    assert ended == [130]
+    told = capsys.readouterr().err
+    assert told.splitlines()[-1] == "interrupted; continue with: the same command"
+    statuses = [run["status"] for run in state(tmp_path)["runs"]]
+    assert statuses == ["FINISHED", "INTERRUPTED", "WAITING", "WAITING"]
+
+    monkeypatch.undo()
+    before = run_files(tmp_path)
+    go(tmp_path)
+    runs = state(tmp_path)["runs"]
+    assert {run["status"] for run in runs} == {"FINISHED"}
+    first = {path: stamp for path, stamp in before.items() if "natural-digits-s0" in str(path)}
+    assert first.items() <= run_files(tmp_path).items()
+    second = json.loads((tmp_path / "study" / "runs" / "pgd_at-digits-s0" / "summary.json").read_text())
+    assert second["resumed_from_iteration"] == 2
+    assert second["weights_sha256"] == digest(finished, "pgd_at-digits-s0")
+
+
+@pytest.mark.slow
+def test_a_killed_study_goes_on_where_it_was(tmp_path: Path, finished: Path) -> None:
+    """Slow: two more processes. SIGKILL while the second run trains: the first stays, the second goes on."""
+    study = write(tmp_path, set={"train.epochs": 40})
+    command = [sys.executable, "-m", "eat_dist", "study", str(study), "--backend", "local"]
+    command += ["--study-dir", str(tmp_path / "study")]
+    environment = os.environ | {"PYTHONPATH": str(REPOSITORY)}
+    process = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+    second = tmp_path / "study" / "runs" / "pgd_at-digits-s0"
+    try:
+        deadline = time.monotonic() + 200
+        while len(list(second.glob("checkpoints/*/checkpoint.json"))) < 2:
+            assert process.poll() is None, process.stderr and process.stderr.read().decode()
+            assert time.monotonic() < deadline, "the second run never had two checkpoints"
+            time.sleep(0.02)
+    finally:
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+    assert [run["status"] for run in state(tmp_path)["runs"]] == ["FINISHED", "RUNNING", "WAITING", "WAITING"]
+    assert not (second / "summary.json").exists()
+    before = {path: stamp for path, stamp in run_files(tmp_path).items() if "natural-digits-s0" in str(path)}
+
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+
+    assert done.returncode == 0, done.stderr
+    assert {run["status"] for run in state(tmp_path)["runs"]} == {"FINISHED"}
+    assert before.items() <= run_files(tmp_path).items()
+    summary = json.loads((second / "summary.json").read_text())
+    assert summary["resumed_from_iteration"] >= 2 * 2
+    assert state(tmp_path)["runs"][1]["passes"] == 2 * 3 * summary["iterations"]
+    assert "study.json" in os.listdir(tmp_path / "study")
+    assert "lease.json" not in os.listdir(tmp_path / "study")
+
+
+def test_mlflow_has_one_parent_and_a_child_a_run(tmp_path: Path) -> None:
+    from mlflow import MlflowClient
+
+    uri = f"sqlite:///{tmp_path / 'mlflow.db'}"
+    go(tmp_path, "tracking.enabled=true", f"tracking.uri={uri}", seeds=[0])
+
+    client = MlflowClient(tracking_uri=uri)
+    runs = client.search_runs([client.get_experiment_by_name("eat_dist").experiment_id])
+    content = state(tmp_path)
+    parent = client.get_run(content["mlflow_run_id"])
+    children = {run.info.run_name: run for run in runs if run.data.tags.get("mlflow.parentRunId") == parent.info.run_id}
+    assert set(children) == {"natural-digits-s0", "pgd_at-digits-s0"}
+    assert len(runs) == 3
+    assert {run.info.status for run in runs} == {"FINISHED"}
+    for run in content["runs"]:
+        child = children[run["name"]]
+        assert child.info.run_id == run["mlflow_run_id"]
+        assert child.data.metrics["worst/nmi"] == pytest.approx(run["figures"]["worst/nmi"])
+        assert parent.data.metrics[f"digits/{run['row'].replace('_', '-')}/worst/nmi"] == pytest.approx(
+            run["figures"]["worst/nmi"]
+        )
+    assert parent.data.params["rows"] == "natural, pgd_at"
+    files = {artifact.path for artifact in client.list_artifacts(parent.info.run_id)}
+    assert files == {"study.yaml", "study.json", "table.md", "table.csv", "report.html"}
+
+
+def test_the_child_of_a_killed_run_does_not_stay_running(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As a process that died before its first checkpoint leaves it: the run starts again, as another child."""
+    from mlflow import MlflowClient
+
+    from eat_dist.tracking import Tracker
+
+    uri = f"sqlite:///{tmp_path / 'mlflow.db'}"
+    tracked = ("tracking.enabled=true", f"tracking.uri={uri}")
+    dead = Tracker.start(small_config(*tracked), run_name="natural-digits-s0", tags={}, resume_run_id=None)
+    assert dead.run_id is not None
+    folder = tmp_path / "study" / "runs" / "natural-digits-s0"
+    folder.mkdir(parents=True)
+    (folder / "run.json").write_text(json.dumps({"schema": 1, "data": {}, "mlflow_run_id": dead.run_id}))
+    (folder / "config.yaml").write_text(yaml.safe_dump(small_config(*SETTINGS).model_dump(mode="json")))
+    (tmp_path / "study" / "study.json").write_text(json.dumps({"schema": 1, "runs": []}))
+
+    go(tmp_path, *tracked, rows={"natural": ROWS["natural"]}, seeds=[0])
+
+    client = MlflowClient(tracking_uri=uri)
+    assert client.get_run(dead.run_id).info.status == "KILLED"
+    child = client.get_run(state(tmp_path)["runs"][0]["mlflow_run_id"])
+    assert child.info.status == "FINISHED"
+    assert child.info.run_id != dead.run_id
+
+
+def test_the_command_ends_with_an_exit_code_that_says_whether_runs_failed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    study = write(tmp_path, rows={"natural": {"defense.name": "natural", "optimiser.learning_rate": 1e30}}, seeds=[0])
+    words = ["eat-dist", "study", str(study), "--backend", "local", "--study-dir", str(tmp_path / "study")]
+    monkeypatch.setattr(sys, "argv", words)
+
+    with pytest.raises(SystemExit) as left:
+        cli.main()
+
+    assert left.value.code == 2
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert error.startswith("error: 1 of 1 runs failed: natural-digits-s0: ")
+
+
+def test_without_ray_there_is_nothing_to_be_at_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["eat-dist", "study", str(write(tmp_path)), "--backend", "local", "--concurrent", "2"]
+    monkeypatch.setattr(sys, "argv", words)
+
+    with pytest.raises(SystemExit):
+        cli.main()
+    assert "leave out --concurrent" in capsys.readouterr().err
+
+
+def test_a_study_without_ray_never_imports_it(tmp_path: Path) -> None:
+    code = "import sys, eat_dist.studies, eat_dist.cli_study; sys.exit('ray' in sys.modules)"
+    environment = os.environ | {"PYTHONPATH": str(REPOSITORY)}
+    assert subprocess.run([sys.executable, "-c", code], env=environment, check=False).returncode == 0
