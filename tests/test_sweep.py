@@ -250,8 +250,11 @@ class CountingBook:
 @pytest.mark.timeout(6 * 3600)
 def test_a_hundred_stopped_trials_leave_no_placement_group(tmp_path: Path, ray_session: None) -> None:
     """Long: a hundred starts of Ray Train, four at once on half a CPU each."""
+    import ray.cloudpickle
+
     from eat_dist.cluster.tune import Halving, run_trials
 
+    ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])  # workers do not know this folder
     book, concurrent = CountingBook(int(os.environ.get("EAT_DIST_STOPPED_TRIALS", "101"))), 4
 
     run_trials(
