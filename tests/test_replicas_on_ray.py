@@ -48,6 +48,8 @@ def test_two_replicas_train_the_weights_of_one_and_either_goes_on_from_the_other
 @pytest.mark.long
 def test_a_killed_replica_restarts_all_and_changes_no_weight(tmp_path: Path, ray_session: None) -> None:
     """Slow: Ray Train starts four workers three times. Under relay, and resumed by the replicas."""
+    from eat_dist.cluster.train import train_on_ray
+
     config = small_config("ensemble.members=2", "train.epochs=8", "defense.transfer_rule=relay", "attack.num_steps=6")
     config = override(config, REPLICAS)
     train_on_ray(config, num_classes=5, run_folder=Folder.at(tmp_path / "undisturbed"))
@@ -64,7 +66,7 @@ def test_on_three_nodes_members_are_packed_or_spread_and_their_replicas_sit_toge
     """Slow: three nodes and two runs. The nodes hold 2, 2 and 1 workers; two members of two replicas need 4."""
     program = Path(__file__).with_name("several_nodes.py")
     with tempfile.TemporaryDirectory() as short:  # a socket's path has at most 107 characters
-        environment = os.environ | {"HOME": str(tmp_path), "RAY_TMPDIR": short}
+        environment = os.environ | {"HOME": str(tmp_path), "RAY_TMPDIR": short, "RAY_AUTH_MODE": "disabled"}
         command = [sys.executable, str(program), str(tmp_path)]
         ran = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     assert ran.returncode == 0, ran.stderr[-2000:]

@@ -254,7 +254,8 @@ def test_a_hundred_stopped_trials_leave_no_placement_group(tmp_path: Path, ray_s
 
     from eat_dist.cluster.tune import Halving, run_trials
 
-    ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])  # workers do not know this folder
+    for module in (__name__, small_config.__module__):  # workers do not know this folder
+        ray.cloudpickle.register_pickle_by_value(sys.modules[module])
     book, concurrent = CountingBook(int(os.environ.get("EAT_DIST_STOPPED_TRIALS", "101"))), 4
 
     run_trials(

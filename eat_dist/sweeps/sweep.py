@@ -75,6 +75,7 @@ def start_sweep(plan: SweepPlan, *, sweep_dir: str | None, command: str, console
     check_names(plan.base)
     now = datetime.datetime.now().astimezone()
     folder = Folder.at(sweep_dir or f"sweeps/{plan.name}-{now:%Y%m%d-%H%M%S}")
+    check_not_held(folder)
     _check_free(folder)
     plan = replace(plan, base=with_absolute_paths(plan.base))
     about = {"command": command, "git": git_state(Path.cwd()), "started": now.isoformat(timespec="seconds")}
@@ -101,7 +102,6 @@ def resume_sweep(sweep_dir: str, *, console: Console) -> Swept:
 
 
 def _check_free(folder: Folder) -> None:
-    check_not_held(folder)
     if folder.exists() and set(folder.names()) - {LEASE}:
         raise StorageError(
             f"'{folder}' exists; choose another --sweep-dir, or continue the sweep in it with --resume {folder}"
