@@ -76,5 +76,6 @@ def test_on_three_nodes_members_are_packed_or_spread_and_their_replicas_sit_toge
     assert found["spread"]["workers"] == [2, 1, 1]
     # One member whole where two workers are on a node; the other has to make do with what is left over.
     assert sorted(found["spread"]["nodes_of_a_member"]) == [1, 2]
-    # Two GPUs hold not five shares of 0.4 but four, and not twelve of 1/6 but ten: what placement reckons with, too.
-    assert (found["0.4"], found["1/6"]) == (4, 10)
+    # Two GPUs hold not five shares of 0.4 but four, all twelve of 1/6, and not thirteen of 0.1429 but twelve: what
+    # placement reckons with, too (tests/test_cluster.py).
+    assert (found["0.4"], found["1/6"], found["0.1429"]) == (4, 12, 12)
