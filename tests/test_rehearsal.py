@@ -28,9 +28,10 @@ TINY = [
 pytestmark = [pytest.mark.long, pytest.mark.ray]
 
 
-def rehearse(out: Path) -> subprocess.Popen[str]:
+def rehearse(out: Path) -> subprocess.Popen[bytes]:
     command = [sys.executable, str(SCRIPT), *TINY, "--out", str(out)]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    with out.with_suffix(".log").open("w") as log:
+        return subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT)
 
 
 def processes_of(out: Path) -> list[str]:
@@ -45,11 +46,10 @@ def processes_of(out: Path) -> list[str]:
 
 def test_the_rehearsal_ends_with_a_killed_member_two_measured_trials_and_both_reports(tmp_path: Path) -> None:
     """Slow: a head, an MLflow server, a training job with a death in it and a sweep."""
-    running = rehearse(tmp_path / "out")
-    said, _ = running.communicate(timeout=1500)
     out = tmp_path / "out"
+    code = rehearse(out).wait(timeout=1500)
 
-    assert running.returncode == 0, said
+    assert code == 0, out.with_suffix(".log").read_text()
     assert processes_of(out) == []
     result = json.loads((out / "rehearsal.json").read_text())
     assert "the run went on from its checkpoint" in result["killed"]
@@ -68,13 +68,12 @@ def test_an_interrupted_rehearsal_leaves_no_process_and_says_so_by_its_exit_code
     running = rehearse(out)
     deadline = time.monotonic() + 300
     while not (out / "runs" / "eat" / "config.yaml").exists():
-        assert running.poll() is None, running.communicate()[0]
+        assert running.poll() is None, out.with_suffix(".log").read_text()
         assert time.monotonic() < deadline, processes_of(out)
         time.sleep(0.5)
 
     os.kill(running.pid, signal.SIGINT)
-    said, _ = running.communicate(timeout=90)
 
-    assert running.returncode == 130, said
-    assert "Traceback" not in said
+    assert running.wait(timeout=180) == 130
+    assert "Traceback" not in out.with_suffix(".log").read_text()
     assert processes_of(out) == []
