@@ -79,6 +79,7 @@ class Rehearsal:
             SystemExit: A step failed; what it printed says why.
         """
         with self.step("a head that asks for a token, and MLflow"), contextlib.ExitStack() as running:
+            running.callback(self.end_leftovers)
             head, address = running.enter_context(self.head(short))
             tracking = running.enter_context(self.mlflow())
             keep = running.pop_all()
@@ -182,6 +183,13 @@ class Rehearsal:
                 with contextlib.suppress(psutil.NoSuchProcess):
                     left.kill()
             process.wait()
+
+    def end_leftovers(self) -> None:
+        """End what came to life while its parents were being ended: it has the rehearsal's own home folder."""
+        for process in psutil.process_iter(["environ"]):
+            if (process.info["environ"] or {}).get("HOME") == self.environment["HOME"]:
+                with contextlib.suppress(psutil.NoSuchProcess):
+                    process.kill()
 
     def wait_for(self, port: int, process: subprocess.Popen[bytes]) -> None:
         """Until something listens.

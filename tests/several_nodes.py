@@ -59,6 +59,7 @@ def main(folder: Path) -> None:
             found[placement] = train(config, folder / placement)
         found["0.4"] = shares_of_a_gpu_that_fit(0.4, 5)
         found["1/6"] = shares_of_a_gpu_that_fit(1 / 6, 12)
+        found["0.1429"] = shares_of_a_gpu_that_fit(0.1429, 13)
         print(json.dumps(found))
     finally:
         ray.shutdown()

@@ -12,14 +12,16 @@ import pytest
 from autoscaled import autoscaled_cluster
 
 DRIVER = """
+import os
 import sys
+address = os.environ["RAY_ADDRESS"]  # which conftest, behind small_runs, removes
 from eat_dist.cluster.train import train_on_ray
 from eat_dist.config import override
 from eat_dist.storage import Folder
 from small_runs import small_config
 
 config = small_config("ensemble.members=2", "train.epochs=1", "cluster.device=cpu", "cluster.cpus_per_member=1")
-config = override(config, "cluster.wait_for_nodes=240")
+config = override(config, "cluster.wait_for_nodes=240", f"cluster.address={address}")
 folder = Folder.at(sys.argv[1])
 results = train_on_ray(config, num_classes=5, run_folder=folder, on_notice=lambda text: print("notice", text))
 print("trained", [result.iterations for result in results])
@@ -34,6 +36,7 @@ def test_a_real_autoscaler_brings_the_nodes_of_a_run_from_none_behind_a_token() 
     with temporary as folder, autoscaled_cluster(Path(folder), most=2) as environment:
         here = str(Path(__file__).parent)
         environment["PYTHONPATH"] = f"{here}:{environment['PYTHONPATH']}" if "PYTHONPATH" in environment else here
+        environment["RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S"] = "1"  # so that the first try finds no room yet
         driver = [sys.executable, "-c", DRIVER, f"{folder}/run"]
         done = subprocess.run(driver, env=environment, capture_output=True, text=True, check=False, timeout=280)
 

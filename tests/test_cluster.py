@@ -88,8 +88,8 @@ def test_what_cannot_be_placed_is_refused_with_the_arithmetic(
         (0.6, [Node(8, 4)], 4),
         (0.34, [Node(8, 3)], 6),
         (1 / 3, [Node(8, 1)], 3),
-        (1 / 6, [Node(8, 1)], 5),  # Ray counts ten-thousandths, and six times 0.1667 is more than one
-        (0.1666, [Node(8, 1)], 6),
+        (1 / 6, [Node(8, 1)], 6),  # Ray counts ten-thousandths and cuts off the rest: six times 0.1666
+        (0.1429, [Node(8, 1)], 6),  # seven times that is more than one
         (2.0, [Node(8, 3), Node(8, 1), Node(8, 4)], 3),
     ],
 )

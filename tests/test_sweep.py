@@ -20,7 +20,7 @@ from conftest import REPOSITORY
 from eat_dist.config import load_config
 from eat_dist.console import Console
 from eat_dist.data.load import load_dataset
-from eat_dist.errors import ClusterError
+from eat_dist.errors import ClusterError, StorageError
 from eat_dist.spaces import parse_space
 from eat_dist.sweeps import SweepPlan, resume_sweep, start_sweep
 from small_runs import small_config, weights
@@ -169,6 +169,8 @@ def test_a_sweep_whose_process_is_killed_goes_on_with_the_same_trials(tmp_path: 
         while not (folder / "trials" / "0000" / "rungs" / "0001" / "result.json").exists():
             assert process.poll() is None, process.stdout and process.stdout.read().decode()
             time.sleep(0.1)
+        with pytest.raises(StorageError, match=f"is being worked on by process {process.pid} "):
+            resume_sweep(str(folder), console=Console())
     finally:
         os.killpg(process.pid, signal.SIGKILL)
         process.wait()
@@ -248,8 +250,12 @@ class CountingBook:
 @pytest.mark.timeout(6 * 3600)
 def test_a_hundred_stopped_trials_leave_no_placement_group(tmp_path: Path, ray_session: None) -> None:
     """Long: a hundred starts of Ray Train, four at once on half a CPU each."""
+    import ray.cloudpickle
+
     from eat_dist.cluster.tune import Halving, run_trials
 
+    for module in (__name__, small_config.__module__):  # workers do not know this folder
+        ray.cloudpickle.register_pickle_by_value(sys.modules[module])
     book, concurrent = CountingBook(int(os.environ.get("EAT_DIST_STOPPED_TRIALS", "101"))), 4
 
     run_trials(

@@ -12,7 +12,8 @@ from eat_dist.errors import ClusterError
 
 # A share below this is a mistake: the members would take turns on one core.
 _SMALLEST_SHARE = 0.1
-# Ray counts resources in whole ten-thousandths.
+# Ray counts resources in whole ten-thousandths, and cuts off what is beyond (seen with Ray's own placement groups:
+# tests/test_replicas_on_ray.py).
 _UNITS = 10_000
 
 
@@ -157,8 +158,8 @@ def _fit(node: Node, *, cpus: float, gpus: float) -> int:
 
 def _times(there: float, needed: float) -> int:
     """How often ``needed`` goes into what is there, as Ray counts; without limit where nothing is needed."""
-    units = math.floor(needed * _UNITS + 0.5)
-    return math.floor(there * _UNITS + 0.5) // units if units else sys.maxsize
+    units = math.floor(needed * _UNITS)
+    return math.floor(there * _UNITS) // units if units else sys.maxsize
 
 
 def _equal_share(cpus: Sequence[float], *, members: int, what: str, fewer: str) -> float:

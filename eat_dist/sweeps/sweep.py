@@ -21,6 +21,7 @@ from eat_dist.data.images import ZeroShotData
 from eat_dist.errors import ClusterError, StorageError
 from eat_dist.provenance import git_state
 from eat_dist.runs.checks import check_names, check_weights, digests, load_data, splits_of, with_absolute_paths
+from eat_dist.runs.lease import LEASE, check_not_held, holding
 from eat_dist.spaces import Settings, check_space
 from eat_dist.storage import Folder
 from eat_dist.sweeps.book import Ledger
@@ -57,7 +58,7 @@ class Swept:
 def start_sweep(plan: SweepPlan, *, sweep_dir: str | None, command: str, console: Console) -> Swept:
     """Run a new sweep.
 
-    Nothing is written before plan, space, data and cluster have been found good.
+    Nothing but the folder's lease is written before plan, space, data and cluster have been found good.
 
     Args:
         plan: What is to be done.
@@ -66,20 +67,21 @@ def start_sweep(plan: SweepPlan, *, sweep_dir: str | None, command: str, console
         console: Where news goes.
 
     Raises:
-        EatError: Anything the user can mend; one line.
+        StorageError: Somebody else works on that folder (:mod:`eat_dist.runs.lease`).
+        EatError: Anything else the user can mend; one line.
         KeyboardInterrupt: Ctrl-C; the sweep can be resumed.
     """
     check_plan(plan)
     check_names(plan.base)
     now = datetime.datetime.now().astimezone()
     folder = Folder.at(sweep_dir or f"sweeps/{plan.name}-{now:%Y%m%d-%H%M%S}")
-    if folder.exists() and folder.names():
-        raise StorageError(
-            f"'{folder}' exists; choose another --sweep-dir, or continue the sweep in it with --resume {folder}"
-        )
+    check_not_held(folder)
+    _check_free(folder)
     plan = replace(plan, base=with_absolute_paths(plan.base))
     about = {"command": command, "git": git_state(Path.cwd()), "started": now.isoformat(timespec="seconds")}
-    return _Sweep(plan, folder, console).go([], about)
+    with holding(folder):
+        _check_free(folder)
+        return _Sweep(plan, folder, console).go([], about)
 
 
 def resume_sweep(sweep_dir: str, *, console: Console) -> Swept:
@@ -92,10 +94,18 @@ def resume_sweep(sweep_dir: str, *, console: Console) -> Swept:
     folder = Folder.at(sweep_dir)
     plan = read_plan(folder)
     check_plan(plan)
-    trials = read_trials(folder)
-    done = sum(not trial.unfinished for trial in trials)
-    console.say(f"Resuming: {done} of {plan.trials} trials are done, {len(trials) - done} go on.")
-    return _Sweep(plan, folder, console).go(trials, folder.read_json(STATE))
+    with holding(folder):
+        trials = read_trials(folder)
+        done = sum(not trial.unfinished for trial in trials)
+        console.say(f"Resuming: {done} of {plan.trials} trials are done, {len(trials) - done} go on.")
+        return _Sweep(plan, folder, console).go(trials, folder.read_json(STATE))
+
+
+def _check_free(folder: Folder) -> None:
+    if folder.exists() and set(folder.names()) - {LEASE}:
+        raise StorageError(
+            f"'{folder}' exists; choose another --sweep-dir, or continue the sweep in it with --resume {folder}"
+        )
 
 
 class _Sweep:
