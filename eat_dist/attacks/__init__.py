@@ -2,7 +2,7 @@
 
 from eat_dist.attacks import apgd, cw, fgsm, jsma, mi_fgsm, pgd, random_noise, square  # noqa: F401  (registers them)
 from eat_dist.attacks.ball import Ball
-from eat_dist.attacks.bpda import Bpda
+from eat_dist.attacks.bpda import Bpda, straight_through
 from eat_dist.attacks.iterative import Best, Step, Steps, ascend, steepest_ascent
 from eat_dist.attacks.randomness import Generators, Interleaved, seeded
 from eat_dist.attacks.surface import MemberSum, Objective, Reading, Surface, WhiteBox, frozen
@@ -31,5 +31,6 @@ __all__ = [
     "frozen",
     "seeded",
     "steepest_ascent",
+    "straight_through",
     "training_attack",
 ]

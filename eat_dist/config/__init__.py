@@ -1,5 +1,6 @@
 """The run, typed: YAML in, YAML out, every fault in one message."""
 
+from eat_dist.config.inference import InferenceConfig
 from eat_dist.config.loading import dump_config, load_config, override, parse_config
 from eat_dist.config.sections import (
     AttackConfig,
@@ -27,6 +28,7 @@ __all__ = [
     "DefenseConfig",
     "EnsembleConfig",
     "EvaluationConfig",
+    "InferenceConfig",
     "LossConfig",
     "ModelConfig",
     "OptimiserConfig",

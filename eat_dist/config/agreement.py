@@ -50,6 +50,12 @@ def _of_defense(config: RunConfig) -> Iterable[str]:
                 "set cluster.backend to local, or choose another defense.transfer_rule"
             )
 
+        if defense.transfer_rule == "joint" and config.inference.training:
+            yield (
+                "the rule 'joint' runs every member's passes in turn, in no fixed order, so none can draw random "
+                "numbers: set inference.training to false, or choose another defense.transfer_rule"
+            )
+
 
 def _of_split(config: RunConfig) -> Iterable[str]:
     members, split = config.ensemble.members, config.ensemble.split
