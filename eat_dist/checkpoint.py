@@ -18,8 +18,9 @@ import torch
 from safetensors.torch import load as load_safetensors
 from safetensors.torch import save as save_safetensors
 
-from eat_dist.config import RunConfig, dump_config
+from eat_dist.config import InferenceConfig, RunConfig, dump_config
 from eat_dist.errors import CheckpointError, StorageError
+from eat_dist.inference import trained_through
 from eat_dist.storage import Folder
 
 SCHEMA = 2
@@ -64,6 +65,8 @@ def deciding(config: RunConfig) -> RunConfig:
             name: type(getattr(config, name))()
             for name in ("tracking", "evaluation", "checkpoint", "cluster")  # where and how often, not what
         }
+        # A defense at inference, unless members are trained through it.
+        | ({} if trained_through(config.inference) else {"inference": InferenceConfig()})
         # Where the data lies and how it is read does not matter; runs.py holds that it is the same data.
         | {"name": "run", "data": config.data.model_copy(update=dict.fromkeys(_PLACES) | {"cache": "auto"})}
     )

@@ -103,12 +103,14 @@ class Console:
         """The closing table of a run, if it was evaluated."""
         if "clean" in summary:
             self._figures(summary["defense"], summary["dataset"], summary["evaluation"], summary, summary["members"])
+            self._inference(summary["inference"])
 
     def evaluation(self, results: dict[str, Any]) -> None:
         """The closing table of an evaluation, the score beside the clean R@1, and the verdict."""
         name = results["defense"] or results["target"]["name"]
         whole = "model" if results["target"]["kind"] == "module" else "ensemble"
         self._figures(name, results["dataset"], results, results["ensemble"], results["members"], whole=whole)
+        self._inference(results["inference"])
         if results["ers"] is not None:
             score = results["ers"]
             self.say(
@@ -154,6 +156,25 @@ class Console:
             for attack, attacked in entry["attacked"].items():
                 table.add_row("", attack, *_cells(attacked))
             table.add_row("", "the worst for each image / figure", *_cells(entry["worst"]))
+        self.out.print(table)
+
+    def _inference(self, about: dict[str, Any] | None) -> None:
+        """Behind a defense at inference: what an attacker who knows of it leaves, beside one who does not."""
+        if about is None:
+            return
+        draws = about["eot_draws"]
+        table = Table(
+            title=f"behind the defense at inference '{about['name']}', in %; adaptive: through it (BPDA, {draws} "
+            f"draw{'s' if draws > 1 else ''} a step); non-adaptive: crafted without it"
+        )
+        table.add_column("under attack by")
+        table.add_column("who is")
+        for column in ("R@1", "NMI", "F1"):
+            table.add_column(column, justify="right")
+        for row in about["attacks"]:
+            table.add_section()
+            table.add_row(f"{row['attack']}/{row['objective']}", "adaptive", *_cells(row["adaptive"]))
+            table.add_row("", "non-adaptive", *_cells(row["non_adaptive"]))
         self.out.print(table)
 
     def _bar(self) -> Progress:

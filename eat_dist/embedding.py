@@ -11,11 +11,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 
+from eat_dist.attacks import seeded
 from eat_dist.data.decode import decode_image
 from eat_dist.data.transforms import InferenceForm
 from eat_dist.errors import DataError
 from eat_dist.evaluation.embed import embed_batch
 from eat_dist.models.ensemble import EnsembleSpec, load_ensemble, load_spec
+from eat_dist.seeding import generator
 from eat_dist.storage import Folder
 
 
@@ -29,6 +31,8 @@ def embed_files(
     batch_size: int = 256,
 ) -> tuple[int, tuple[str, ...]]:
     """Write one row an image: ``path`` and ``embedding`` (float32, length 1, M·D numbers).
+
+    The same files in the same order give the same embeddings, also behind a randomised defense at inference.
 
     Args:
         run_folder: A finished run.
@@ -56,7 +60,9 @@ def embed_files(
         images = _decode(files[first : first + batch_size], spec, skipped, on_bad_image=on_bad_image)
         if images:
             names += images
-            embeddings.append(embed_batch(ensemble, torch.stack(list(images.values())).to(device).float() / 255))
+            batch = torch.stack(list(images.values())).to(device).float() / 255
+            with seeded(generator(0, "embed", first), device):  # for a randomised defense at inference
+                embeddings.append(embed_batch(ensemble, batch))
     if not names:
         raise DataError(f"none of the {len(files)} images could be decoded, e.g. '{skipped[0]}'")
     embedded = torch.cat(embeddings)

@@ -21,6 +21,7 @@ from eat_dist.defenses import DEFENSES, Learner, options_of
 from eat_dist.errors import CheckpointError, NonFiniteLossError
 from eat_dist.exchange import Exchange
 from eat_dist.history import HistoryWriter, rows
+from eat_dist.inference import Defended, trained_through
 from eat_dist.losses import make_loss
 from eat_dist.models import build_embedder
 from eat_dist.models.ensemble import cpu_state, save_member
@@ -155,9 +156,10 @@ class Member:
         self.ensemble = EnsembleStatistics.initial(self.policy)
         self.passes: float = 0
         self.until_epoch = self.schedule.epochs
+        self._drawn: tuple[int, Generators] | None = None
         self.learner = Learner(
             rank=rank,
-            model=replicas.wrap(self.model),
+            model=self._as_trained(replicas.wrap(self.model)),
             loss=self.loss,  # type: ignore[arg-type]  # a registered loss is a MetricLoss and a Module
             attack=training_attack(config.attack),
             exchange=exchange,
@@ -247,6 +249,19 @@ class Member:
         if self.on_iteration is not None:
             self.on_iteration(result.ensemble)
         self.learner.last_time = time.perf_counter() - begin
+
+    def _as_trained(self, model: torch.nn.Module) -> torch.nn.Module:
+        """The network as a training step calls it: behind the defense at inference, if it is trained through that."""
+        if not trained_through(self.config.inference):
+            return model
+        one_view = self.config.inference.model_copy(update={"draws": 1})
+        return Defended(model, one_view, generators=self._drawn_by_the_defense)
+
+    def _drawn_by_the_defense(self) -> Generators:
+        """One after the other, all passes of an iteration draw from the same generator."""
+        if self._drawn is None or self._drawn[0] != self.iteration:
+            self._drawn = self.iteration, self._generator("inference")
+        return self._drawn[1]
 
     def _generator(self, purpose: str) -> Generators:
         whole = generator(self.config.seed, purpose, self.rank, self.iteration, device=self.device)

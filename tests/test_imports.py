@@ -11,7 +11,7 @@ PACKAGE = Path(__file__).resolve().parents[1] / "eat_dist"
 FLOORS = [
     {"config", "registry", "batch", "errors", "seeding", "storage", "bucket", "provenance"},
     {"losses", "attacks", "metrics", "spaces"},
-    {"models", "data", "robustness"},
+    {"inference", "models", "data", "robustness"},
     {"exchange", "pyfunc_model", "replicas"},
     {"defenses"},
     {"checkpoint", "history", "member", "evaluation"},
@@ -24,6 +24,7 @@ FLOORS = [
 ALLOWED_WITHIN_A_FLOOR = {
     ("member", "checkpoint"),
     ("member", "history"),
+    ("models", "inference"),
     ("cli", "cli_data"),
     ("cli", "cli_compare"),
     ("cli", "cli_submit"),

@@ -2,7 +2,7 @@
 
 from eat_dist.attacks import apgd, cw, fgsm, jsma, mi_fgsm, pgd, random_noise, square  # noqa: F401  (registers them)
 from eat_dist.attacks.ball import Ball
-from eat_dist.attacks.bpda import Bpda
+from eat_dist.attacks.bpda import Bpda, straight_through
 from eat_dist.attacks.iterative import Best, Step, Steps, ascend, steepest_ascent
 from eat_dist.attacks.mi_fgsm import MomentumStep
 from eat_dist.attacks.randomness import Generators, Interleaved, normal, seeded, whole_batch
@@ -34,6 +34,7 @@ __all__ = [
     "normal",
     "seeded",
     "steepest_ascent",
+    "straight_through",
     "training_attack",
     "whole_batch",
 ]

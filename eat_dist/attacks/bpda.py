@@ -52,13 +52,17 @@ class Bpda(nn.Module):
                 f"the backward approximation must give the transform's shape {tuple(exact.shape)}; "
                 f"got {tuple(approximate.shape)}"
             )
-        embeddings: torch.Tensor = self.model(_Substituted.apply(approximate, exact))
+        embeddings: torch.Tensor = self.model(straight_through(approximate, exact))
         return embeddings
 
 
-class _Substituted(torch.autograd.Function):
-    """The value of ``exact`` with the derivative of ``approximate``."""
+def straight_through(approximate: torch.Tensor, exact: torch.Tensor) -> torch.Tensor:
+    """The value of ``exact``, to the bit, with the derivative of ``approximate``; of one shape."""
+    substituted: torch.Tensor = _Substituted.apply(approximate, exact)
+    return substituted
 
+
+class _Substituted(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, approximate: torch.Tensor, exact: torch.Tensor) -> torch.Tensor:
         return exact.view_as(exact)

@@ -35,13 +35,16 @@ makes an evaluation independent of its batch size and of the number of workers.
 """
 
 
-def uniform(like: torch.Tensor, generators: Generators) -> torch.Tensor:
-    """Independent numbers in [0, 1) of the shape, dtype and device of ``like`` [B, …]."""
+def uniform(like: torch.Tensor, generators: Generators | None) -> torch.Tensor:
+    """Independent numbers in [0, 1) of the shape, dtype and device of ``like`` [B, …].
+
+    None stands for torch's global generators, from which alone a model may draw at inference (:func:`seeded`).
+    """
     return _draw(torch.rand, like, generators)
 
 
-def normal(like: torch.Tensor, generators: Generators) -> torch.Tensor:
-    """Independent standard normal numbers of the shape, dtype and device of ``like`` [B, …]."""
+def normal(like: torch.Tensor, generators: Generators | None) -> torch.Tensor:
+    """Independent standard normal numbers of the shape, dtype and device of ``like`` [B, …]; None as in uniform."""
     return _draw(torch.randn, like, generators)
 
 
@@ -83,9 +86,9 @@ def seeded(generators: Generators, device: torch.device | str) -> Iterator[None]
         yield
 
 
-def _draw(draw: object, like: torch.Tensor, generators: Generators) -> torch.Tensor:
+def _draw(draw: object, like: torch.Tensor, generators: Generators | None) -> torch.Tensor:
     assert callable(draw)
-    if isinstance(generators, torch.Generator):
+    if generators is None or isinstance(generators, torch.Generator):
         drawn: torch.Tensor = draw(like.shape, generator=generators, device=like.device, dtype=like.dtype)
         return drawn
     if isinstance(generators, Interleaved):

@@ -1,5 +1,6 @@
 """The run, typed: YAML in, YAML out, every fault in one message."""
 
+from eat_dist.config.inference import InferenceConfig
 from eat_dist.config.loading import (
     configured,
     dump_config,
@@ -35,6 +36,7 @@ __all__ = [
     "DefenseConfig",
     "EnsembleConfig",
     "EvaluationConfig",
+    "InferenceConfig",
     "LossConfig",
     "ModelConfig",
     "OptimiserConfig",

@@ -18,6 +18,7 @@ _ATTACKING_TUPLES = ("act", "hm")
 def disagreements(config: RunConfig) -> Iterable[str]:
     """One line for each pair of settings that cannot hold together."""
     yield from _of_defense(config)
+    yield from _of_transfer(config)
     yield from _of_tuples(config)
     yield from _of_split(config)
     yield from _of_training(config)
@@ -42,33 +43,43 @@ def _of_defense(config: RunConfig) -> Iterable[str]:
             "the defense 'manifold_mixup' mixes the images of a batch inside the network, so that it must hold all of "
             "them: leave out train.micro_batch_size"
         )
-    if defense.name == "eat" and members > 1:
-        if defense.peers > members - 1:
-            yield f"defense.peers must be at most members − 1 = {members - 1}; got {defense.peers}"
-        if defense.transfer_rule == "relay":
-            steps = 1 if config.attack.name == "fgsm" else config.attack.num_steps
-            if steps < 2:
-                yield (
-                    f"the rule 'relay' shares the attack's steps, so attack.num_steps must be at least 2 (and fgsm has "
-                    f"one); got {config.attack.name} with {config.attack.num_steps}"
-                )
-            elif defense.relay_steps is not None and defense.relay_steps >= config.attack.num_steps:
-                yield (
-                    f"defense.relay_steps must leave steps to the receiver: below attack.num_steps = "
-                    f"{config.attack.num_steps}; got {defense.relay_steps}"
-                )
-            if defense.peers != 1:
-                yield f"the rule 'relay' hands each batch to one peer, so defense.peers must be 1; got {defense.peers}"
-        if defense.diversity_weight > 0 and defense.transfer_rule in ("none", "relay", "joint"):
+
+
+def _of_transfer(config: RunConfig) -> Iterable[str]:
+    members, defense = config.ensemble.members, config.defense
+    if defense.name != "eat" or members == 1:
+        return
+    if defense.peers > members - 1:
+        yield f"defense.peers must be at most members − 1 = {members - 1}; got {defense.peers}"
+    if defense.transfer_rule == "relay":
+        steps = 1 if config.attack.name == "fgsm" else config.attack.num_steps
+        if steps < 2:
             yield (
-                f"defense.diversity_weight compares members on transferred batches, which the rule "
-                f"'{defense.transfer_rule}' has none of; set it to 0 or choose uniform, hardest or class_risk"
+                f"the rule 'relay' shares the attack's steps, so attack.num_steps must be at least 2 (and fgsm has "
+                f"one); got {config.attack.name} with {config.attack.num_steps}"
             )
-        if defense.transfer_rule == "joint" and config.cluster.backend != "local":
+        elif defense.relay_steps is not None and defense.relay_steps >= config.attack.num_steps:
             yield (
-                "the rule 'joint' needs every member's input gradient at each attack step, so it runs in one process: "
-                "set cluster.backend to local, or choose another defense.transfer_rule"
+                f"defense.relay_steps must leave steps to the receiver: below attack.num_steps = "
+                f"{config.attack.num_steps}; got {defense.relay_steps}"
             )
+        if defense.peers != 1:
+            yield f"the rule 'relay' hands each batch to one peer, so defense.peers must be 1; got {defense.peers}"
+    if defense.diversity_weight > 0 and defense.transfer_rule in ("none", "relay", "joint"):
+        yield (
+            f"defense.diversity_weight compares members on transferred batches, which the rule "
+            f"'{defense.transfer_rule}' has none of; set it to 0 or choose uniform, hardest or class_risk"
+        )
+    if defense.transfer_rule == "joint" and config.cluster.backend != "local":
+        yield (
+            "the rule 'joint' needs every member's input gradient at each attack step, so it runs in one process: "
+            "set cluster.backend to local, or choose another defense.transfer_rule"
+        )
+    if defense.transfer_rule == "joint" and config.inference.training:
+        yield (
+            "the rule 'joint' runs every member's passes in turn, in no fixed order, so none can draw random "
+            "numbers: set inference.training to false, or choose another defense.transfer_rule"
+        )
 
 
 def _of_tuples(config: RunConfig) -> Iterable[str]:

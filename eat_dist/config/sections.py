@@ -3,38 +3,16 @@
 from __future__ import annotations
 
 import itertools
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationInfo, field_validator, model_validator
+from pydantic import Field, ValidationInfo, field_validator, model_validator
 
 from eat_dist.config.agreement import disagreements
+from eat_dist.config.base import Number, PerChannel, Section
+from eat_dist.config.inference import InferenceConfig
 
 
-def _number(value: Any) -> Any:
-    """Understand ``8/255`` and YAML's ``1e-3`` (a string to YAML 1.1) as numbers."""
-    if isinstance(value, str):
-        numerator, slash, denominator = value.partition("/")
-        try:
-            number = float(numerator) / float(denominator) if slash else float(value)
-        except (ValueError, ZeroDivisionError):
-            return value
-        return number
-    return value
-
-
-Number = Annotated[float, BeforeValidator(_number), Field(allow_inf_nan=False)]
-PerChannel = Annotated[
-    tuple[Number, ...],
-    BeforeValidator(lambda value: value if isinstance(value, (list, tuple)) else (value,)),
-    Field(strict=False, min_length=1),
-]
-
-
-class _Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, validate_default=True)
-
-
-class DataConfig(_Section):
+class DataConfig(Section):
     """What is trained and tested on, and how batches are drawn."""
 
     dataset: str = Field("digits", description="Name in DATASETS.")
@@ -74,7 +52,7 @@ class DataConfig(_Section):
         return self
 
 
-class ModelConfig(_Section):
+class ModelConfig(Section):
     """One member's network. Input normalisation is part of the model, so ε always means pixels."""
 
     backbone: str = Field("convnet", description="Name in BACKBONES.")
@@ -95,7 +73,7 @@ class ModelConfig(_Section):
         return std
 
 
-class LossConfig(_Section):
+class LossConfig(Section):
     """The metric loss. An option left out takes the loss's own default; one the loss does not have is an error."""
 
     name: str = Field("proxy_anchor", description="Name in LOSSES.")
@@ -117,7 +95,7 @@ class LossConfig(_Section):
         return margin
 
 
-class AttackConfig(_Section):
+class AttackConfig(Section):
     """The attack that training defends against; evaluation takes its norm and ε unless told otherwise."""
 
     name: str = Field("pgd", description="Name in ATTACKS.")
@@ -139,7 +117,7 @@ class AttackConfig(_Section):
         return self
 
 
-class DefenseConfig(_Section):
+class DefenseConfig(Section):
     """The training step. β, γ, λ and the rules are explained in docs/method.md."""
 
     name: str = Field("eat", description="Name in DEFENSES.")
@@ -168,7 +146,7 @@ class DefenseConfig(_Section):
     ics_weight: Number | None = Field(None, ge=0, description="λ of the intra-class structure; 0: off (hm).")
 
 
-class SplitConfig(_Section):
+class SplitConfig(Section):
     """Which part of the training set each member sees (diversity)."""
 
     rule: Literal["all", "leave_one_out", "k_of_n", "disjoint", "bootstrap"] = "all"
@@ -177,7 +155,7 @@ class SplitConfig(_Section):
     parts_per_member: int | None = Field(None, ge=1, description="k of 'k_of_n'; default: N − 1.")
 
 
-class EnsembleConfig(_Section):
+class EnsembleConfig(Section):
     """How many members, what each sees, and how their embeddings become one."""
 
     members: int = Field(3, ge=1, description="M.")
@@ -185,7 +163,7 @@ class EnsembleConfig(_Section):
     fusion: Literal["concat"] = Field("concat", description="Concatenated member embeddings, scaled to length 1.")
 
 
-class OptimiserConfig(_Section):
+class OptimiserConfig(Section):
     """AdamW, as in the Proxy Anchor recipe."""
 
     learning_rate: Number = Field(5e-4, gt=0)
@@ -197,7 +175,7 @@ class OptimiserConfig(_Section):
     clip_value: Number | None = Field(None, gt=0, description="Each gradient entry is clipped to ± this.")
 
 
-class TrainConfig(_Section):
+class TrainConfig(Section):
     """How long, and in which arithmetic."""
 
     epochs: int = Field(15, ge=1, description="Of ⌈largest split / batch_size⌉ iterations.")
@@ -211,7 +189,7 @@ class TrainConfig(_Section):
 Objectives = Literal["displacement", "nearest_wrong_centroid", "random_wrong_centroid", "nearest_negative", "proxy"]
 
 
-class EvaluationConfig(_Section):
+class EvaluationConfig(Section):
     """What is measured when training has finished, and by ``eat-dist evaluate`` (docs/evaluation.md)."""
 
     protocol: Literal["none", "quick", "standard", "full"] = "quick"
@@ -228,7 +206,9 @@ class EvaluationConfig(_Section):
     apgd_steps: int | None = Field(None, ge=1, description="Default: 50 (standard), 100 (full).")
     restarts: int | None = Field(None, ge=1, description="Of APGD; default: 1 (standard), 5 (full).")
     square_queries: int | None = Field(None, ge=1, description="Default: 1000 (standard), 5000 (full).")
-    eot_draws: int = Field(1, ge=1, description="Passes averaged a step, for models that draw random numbers.")
+    eot_draws: int | None = Field(
+        None, ge=1, description="Passes averaged a step; default: 1, and 20 for a randomised defense at inference."
+    )
     objectives: Annotated[tuple[Objectives, ...], Field(strict=False, min_length=1)] = Field(
         ("displacement", "nearest_wrong_centroid", "random_wrong_centroid"),
         description="What the quick protocol's attacker maximises; the others have their own list.",
@@ -250,14 +230,14 @@ class EvaluationConfig(_Section):
         return self
 
 
-class CheckpointConfig(_Section):
+class CheckpointConfig(Section):
     """How often the whole training state is saved."""
 
     every: int = Field(5, ge=1, description="Epochs between checkpoints; the last epoch always has one.")
     keep: int = Field(2, ge=1, description="Newest checkpoints that stay.")
 
 
-class TrackingConfig(_Section):
+class TrackingConfig(Section):
     """MLflow. MLFLOW_TRACKING_URI is respected; without it and without uri, a local sqlite file."""
 
     enabled: bool = True
@@ -268,7 +248,7 @@ class TrackingConfig(_Section):
     )
 
 
-class ClusterConfig(_Section):
+class ClusterConfig(Section):
     """Where the members run."""
 
     backend: Literal["ray", "local"] = Field("ray", description="local: all members in this process, without Ray.")
@@ -293,7 +273,7 @@ class ClusterConfig(_Section):
         return gpus
 
 
-class RunConfig(_Section):
+class RunConfig(Section):
     """One training run. The defaults are the digits run of configs/digits.yaml."""
 
     name: str = Field("digits", pattern=r"^[A-Za-z0-9._-]+$")
@@ -303,6 +283,7 @@ class RunConfig(_Section):
     loss: LossConfig = LossConfig()
     attack: AttackConfig = AttackConfig()
     defense: DefenseConfig = DefenseConfig()
+    inference: InferenceConfig = InferenceConfig()
     ensemble: EnsembleConfig = EnsembleConfig()
     optimiser: OptimiserConfig = OptimiserConfig()
     train: TrainConfig = TrainConfig()

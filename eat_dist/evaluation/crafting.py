@@ -9,7 +9,6 @@ import torch
 
 from eat_dist.attacks import ATTACKS, Attack, Ball, Generators, GradientAttack, Surface
 from eat_dist.config import AttackConfig
-from eat_dist.evaluation.embed import embed_batch
 from eat_dist.evaluation.ers import run_attack
 from eat_dist.evaluation.plan import ENSEMBLE, Part
 from eat_dist.evaluation.victim import Victim
@@ -23,7 +22,7 @@ class Embed:
     def __call__(self, victim: Victim, indices: torch.Tensor) -> dict[str, torch.Tensor]:
         """Model's name → [B, D] float32 on the CPU."""
         images = victim.images(indices)
-        return {name: embed_batch(model, images) for name, model in victim.models.items()}
+        return {name: victim.embed(name, images, indices) for name in victim.models}
 
 
 @dataclass(frozen=True)
@@ -32,22 +31,26 @@ class Ers:
 
     Attributes:
         name: In ERS_ATTACKS.
+        draws: Passes averaged in a step (EOT).
     """
 
     name: str
+    draws: int = 1
 
     def __call__(self, victim: Victim, indices: torch.Tensor) -> dict[str, list[float]]:
         """Figure → a number for each of the images at ``indices``."""
-        return run_attack(
-            self.name,
-            victim.models[ENSEMBLE],
-            victim.test,
-            clean=victim.clean[ENSEMBLE],
-            indices=indices,
-            batch_size=len(indices),
-            seed=victim.seed,
-            device=victim.device,
-        )
+        with victim.drawing(indices, "ers", self.name):
+            return run_attack(
+                self.name,
+                victim.models[ENSEMBLE],
+                victim.test,
+                clean=victim.clean[ENSEMBLE],
+                indices=indices,
+                batch_size=len(indices),
+                seed=victim.seed,
+                device=victim.device,
+                draws=self.draws,
+            )
 
 
 @dataclass(frozen=True)
@@ -102,7 +105,7 @@ class Craft:
             better = lost | (values_again > values[rows])
             adversarial[rows[better]], values[rows[better]] = again[better], values_again[better]
         return Crafted(
-            embeddings={name: embed_batch(victim.models[name], adversarial) for name in part.targets},
+            embeddings={name: victim.embed(name, adversarial, indices) for name in part.targets},
             values=values.float().cpu(),
             distances=_ball(part).distances(adversarial, clean).float().cpu(),
             slopes=self._slopes(victim, clean, indices) if part.slopes else None,
@@ -113,9 +116,10 @@ class Craft:
         self, victim: Victim, clean: torch.Tensor, indices: torch.Tensor, *, restart: int
     ) -> tuple[torch.Tensor, torch.Tensor]:
         surface = self._surface(victim, indices)
-        adversarial = attack_of(self.part)(surface, clean, generators=self._generators(victim, indices, restart))
-        with surface.held():
-            return adversarial, surface.values(adversarial)
+        with victim.drawing(indices, self.part.objective, restart):
+            adversarial = attack_of(self.part)(surface, clean, generators=self._generators(victim, indices, restart))
+            with surface.held():
+                return adversarial, surface.values(adversarial)
 
     def _surface(self, victim: Victim, indices: torch.Tensor) -> Surface:
         return victim.surface(self.part.source, self.part.objective, indices, draws=self.part.draws)
@@ -127,7 +131,7 @@ class Craft:
     def _retrieved(self, victim: Victim, adversarial: torch.Tensor, indices: torch.Tensor) -> torch.Tensor:
         """[B] bool on the CPU: queries that the part's first target still retrieves."""
         name = self.part.targets[0]
-        attacked = embed_batch(victim.models[name], adversarial).to(victim.device)
+        attacked = victim.embed(name, adversarial, indices).to(victim.device)
         found = victim.retrieval.retrieved(attacked, indices, victim.searched(name)).cpu()
         is_query = victim.test.is_query
         return found if is_query is None else found & is_query[indices]
@@ -135,7 +139,7 @@ class Craft:
     def _slopes(self, victim: Victim, clean: torch.Tensor, indices: torch.Tensor) -> torch.Tensor:
         surface = self._surface(victim, indices)
         points = _ball(self.part).random_point(clean, self._generators(victim, indices, 0))
-        with surface.held():
+        with victim.drawing(indices, "slopes"), surface.held():
             gradient = surface.read(points).gradient.flatten(1)
         lengths = gradient.norm(dim=1)
         finite = gradient.isfinite().all(dim=1)

@@ -150,6 +150,7 @@ def run_attack(
     batch_size: int,
     seed: int,
     device: torch.device | str,
+    draws: int = 1,
     on_progress: Callable[[int], None] | None = None,
 ) -> dict[str, list[float]]:
     """One run of ERS_ATTACKS on some of the images.
@@ -161,6 +162,7 @@ def run_attack(
         name: In ERS_ATTACKS.
         model: As :func:`ers` has it, and all that follow but these:
         indices: [n] int64, the positions of the images to attack.
+        draws: Passes averaged in a step, for models that draw random numbers (EOT).
         on_progress: Called after each batch with the number of its images.
 
     Returns:
@@ -174,10 +176,10 @@ def run_attack(
     attack = GradientAttack(Ball("linf", epsilon), num_steps=num_steps, step_size=step_size, random_start=False)
     measured: dict[str, list[float]] = {figure: [] for figure in run.measures}
     for chosen in torch.split(indices, batch_size):
-        draws = [generator(seed, "ers", name, index) for index in chosen.tolist()]
+        generators = [generator(seed, "ers", name, index) for index in chosen.tolist()]
         positions = chosen.to(device)
-        pairs = Pairs(gallery, positions, run.partners(gallery, positions, draws))
-        adversarial = run.craft(model, images.batch(chosen, device).images, pairs, attack=attack)
+        pairs = Pairs(gallery, positions, run.partners(gallery, positions, generators))
+        adversarial = run.craft(model, images.batch(chosen, device).images, pairs, attack=attack, draws=draws)
         embeddings = functional.normalize(embed_batch(model, adversarial).to(device), dim=1)
         if not bool(torch.isfinite(embeddings).all()):
             raise ValueError(f"the model's embeddings are not finite under the attack {name}")

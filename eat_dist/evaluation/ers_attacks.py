@@ -51,13 +51,15 @@ class ErsAttack:
     measures: Mapping[str, Measure]
     first_step: Objective | None = None
 
-    def craft(self, model: nn.Module, images: torch.Tensor, pairs: Pairs, *, attack: GradientAttack) -> torch.Tensor:
+    def craft(
+        self, model: nn.Module, images: torch.Tensor, pairs: Pairs, *, attack: GradientAttack, draws: int = 1
+    ) -> torch.Tensor:
         """Attack [B, C, H, W] images in [0, 1] from the images themselves; the last iterate, of the same shape."""
         current, steps = images, attack.num_steps
         if self.first_step is not None:
-            climbed = WhiteBox(model, _of_length_1(self.first_step))
+            climbed = WhiteBox(model, _of_length_1(self.first_step), draws)
             current, steps = attack.advance(climbed, images, images, num_steps=1).images, steps - 1
-        climbed = WhiteBox(model, _of_length_1(self.objective(pairs)))
+        climbed = WhiteBox(model, _of_length_1(self.objective(pairs)), draws)
         return attack.advance(climbed, images, current, num_steps=steps).images
 
 

@@ -14,7 +14,7 @@ from pydantic import TypeAdapter, ValidationError
 from torch import nn
 
 from eat_dist.attacks import frozen
-from eat_dist.config.sections import Number
+from eat_dist.config.base import Number
 from eat_dist.data.images import ImageSet
 from eat_dist.errors import ConfigError, DataError
 

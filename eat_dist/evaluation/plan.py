@@ -12,6 +12,7 @@ from eat_dist.evaluation.sizes import Sizes
 
 ENSEMBLE = "ensemble"
 ALL_MEMBERS = "members"
+UNDEFENDED = "undefended"
 
 OBJECTIVES_OF_FULL = (
     "displacement",
@@ -38,7 +39,8 @@ class Part:
     Attributes:
         source: Whose gradients (or values) craft the images: ``ensemble`` (the fused embedding, or a single model),
             ``member_I``, ``members`` (all at once, :class:`eat_dist.attacks.MemberSum`), ``without_I`` (the ensemble
-            without member I) or ``other`` (another model).
+            without member I), ``undefended`` (the ensemble without its defense at inference) or ``other`` (another
+            model).
         targets: Models that the crafted images are shown to; the first decides which queries a restart attacks again.
         attack: Name in ATTACKS.
         norm: Of the ball.
@@ -107,6 +109,8 @@ class Plan:
         transfer: From each member, and from the ensemble without it, to all members, on the sample.
         checks: What only sanity checks use, by their name.
         detector: Against an attacker who does not know the detector of attacked images and one who does.
+        non_adaptive: Beside a defense at inference, each main attack on the ensemble by an attacker who does not know
+            of the defense: crafted on the undefended networks. What the defense hides, not what it withstands.
     """
 
     main: tuple[Part, ...]
@@ -117,12 +121,14 @@ class Plan:
     transfer: tuple[Part, ...] = ()
     checks: tuple[tuple[str, Part], ...] = ()
     detector: tuple[Part, ...] = ()
+    non_adaptive: tuple[Part, ...] = ()
 
     @property
     def parts(self) -> tuple[Part, ...]:
         """All, each once."""
         listed = (
             *self.main,
+            *self.non_adaptive,
             *self.square,
             *self.curves,
             *self.ladder,
@@ -133,18 +139,39 @@ class Plan:
         )
         return tuple(dict.fromkeys(listed))
 
+    @property
+    def pairs(self) -> tuple[tuple[Part, Part], ...]:
+        """Each main attack on a defended ensemble, adaptive, with its non-adaptive counterpart."""
+        adaptive = [part for part in self.main if part.source == ENSEMBLE]
+        return tuple(zip(adaptive, self.non_adaptive, strict=True)) if self.non_adaptive else ()
 
-def plan(config: EvaluationConfig, sizes: Sizes, *, members: int, other: bool = False) -> Plan:
+
+def plan(config: EvaluationConfig, sizes: Sizes, *, members: int, defended: bool = False, other: bool = False) -> Plan:
     """The attacks of the config's protocol.
 
     Args:
         config: Protocol, and what it leaves open.
         sizes: From :meth:`Sizes.of`.
         members: M of the ensemble; 1 for a single model.
+        defended: Whether it is behind a defense at inference.
         other: Whether there is another model to craft on.
     """
     assert config.protocol != "none"
-    writer = _Writer(config, sizes, members)
+    found = _groups(_Writer(config, sizes, members), other=other)
+    if not defended:
+        return found
+    # Gradients of a defense mislead: a step may lead away from the best point, so that is what is kept.
+    main = tuple(replace(part, keep="best") for part in found.main)
+    return replace(found, main=main, non_adaptive=_without_defense(main))
+
+
+def _without_defense(main: Sequence[Part]) -> tuple[Part, ...]:
+    on_ensemble = (part for part in main if part.source == ENSEMBLE)
+    return tuple(replace(part, source=UNDEFENDED, targets=(ENSEMBLE,), draws=1) for part in on_ensemble)
+
+
+def _groups(writer: _Writer, *, other: bool) -> Plan:
+    config, sizes = writer.config, writer.sizes
     if config.protocol == "quick":
         main = writer.main("pgd", config.num_steps, config.objectives, restarts=1, keep="last")
         curves = tuple(writer.curves(config.objectives))
@@ -186,7 +213,7 @@ class _Writer:
             epsilon=self.sizes.epsilon,
             num_steps=num_steps,
             objective=objective,
-            draws=self.config.eot_draws,
+            draws=self.sizes.draws,
         )
 
     @property

@@ -48,7 +48,8 @@ def evaluate(
     """Measure a model, clean and under every attack of the config's protocol (docs/evaluation.md).
 
     An :class:`EmbeddingEnsemble` is attacked on its fused embedding, and each of its members alone; any other module
-    is one model. Which queries search which gallery follows from the test set
+    is one model. One behind a defense at inference is attacked adaptively, through the defense; beside that stands what
+    an attacker who does not know of it reaches. Which queries search which gallery follows from the test set
     (:class:`eat_dist.evaluation.figures.Retrieval`), and the R@K are named accordingly.
 
     One seed gives one result on one machine, however many workers there are and whether interrupted or not; finished
@@ -78,8 +79,15 @@ def evaluate(
         ValueError: A model's embeddings are not finite, or a query has no other image of its class to find.
     """
     victim = Victim.of(copy.deepcopy(model), test, seed=seed, device=device, other=copy.deepcopy(other))
-    sizes = Sizes.of(config, norm=norm, epsilon=epsilon, numbers_of_an_image=math.prod(test.image_shape))
-    todo = plan(config, sizes, members=victim.members, other=other is not None)
+    defense = victim.defense
+    sizes = Sizes.of(
+        config,
+        norm=norm,
+        epsilon=epsilon,
+        numbers_of_an_image=math.prod(test.image_shape),
+        randomised=defense is not None and defense.randomised,
+    )
+    todo = plan(config, sizes, members=victim.members, defended=defense is not None, other=other is not None)
     running = Running(victim, todo, sizes, config, seed, folder, workers(victim), on_progress)
     results = {
         "schema": SCHEMA,
@@ -96,7 +104,8 @@ def evaluate(
             clean={name: running.clean_part(name) for name in running.shown_to},
             measured={part: running.attacked_part(part) for part in todo.parts},
             ers=running.ers() if config.protocol == "full" else None,
-            randomised=config.protocol == "full" and running.randomised,
+            defense=None if defense is None else defense.settings,
+            randomised=(config.protocol == "full" or defense is not None) and running.randomised,
         ),
     }
     if config.protocol == "full":

@@ -13,7 +13,7 @@ from eat_dist.data.images import ImageSet
 from eat_dist.evaluation.figures import Retrieval
 from eat_dist.evaluation.measure import NOT_ATTACKED
 from eat_dist.evaluation.plan import ENSEMBLE, Part, Plan
-from eat_dist.evaluation.sanity import sanity_checks
+from eat_dist.evaluation.sanity import defense_checks, sanity_checks
 from eat_dist.evaluation.sizes import Sizes
 from eat_dist.storage import Folder
 
@@ -32,11 +32,14 @@ def results_of(
     clean: Mapping[str, Mapping[str, Any]],
     measured: Measured,
     ers: Mapping[str, Any] | None,
+    defense: Mapping[str, Any] | None,
     randomised: bool,
 ) -> dict[str, Any]:
     """Assemble the results; nothing here depends on when or how often an evaluation was interrupted."""
     full = config.protocol == "full"
     checks = sanity_checks(plan, clean, measured, test, randomised=randomised) if full else []
+    if defense is not None:
+        checks += defense_checks(plan, measured, randomised=randomised, averaged=not full)
     entries = {name: _entry(name, clean[name], plan, sizes, measured) for name in clean}
     return {
         "protocol": config.protocol,
@@ -51,6 +54,7 @@ def results_of(
         "retrieval": retrieval.kind,
         "queries": len(retrieval.queries),
         "gallery": len(retrieval.gallery),
+        "inference": None if defense is None else _inference(defense, plan, measured),
         "ensemble": entries[ENSEMBLE],
         "members": [entries[name] for name in members],
         "curves": list(_curves(plan, sizes, clean, measured)),
@@ -96,6 +100,24 @@ def _entry(target: str, clean: Mapping[str, Any], plan: Plan, sizes: Sizes, meas
         "attacked": {part.key(target): measured[part]["targets"][target]["figures"] for part in listed},
         "worst": {"r_at_1": sum(survived) / len(survived)}
         | {name: min(figures[name] for figures in whole) for name in ("nmi", "ami", "f1")},
+    }
+
+
+def _inference(defense: Mapping[str, Any], plan: Plan, measured: Measured) -> dict[str, Any]:
+    """The defense, and what attackers who know of it leave, beside those who do not: never one without the other."""
+    return {
+        "name": defense["name"],
+        "options": {name: value for name, value in defense.items() if name != "name"},
+        "eot_draws": plan.main[0].draws,
+        "attacks": [
+            {
+                "attack": adaptive.label,
+                "objective": adaptive.objective,
+                "adaptive": measured[adaptive]["targets"][ENSEMBLE]["figures"],
+                "non_adaptive": measured[ignorant]["targets"][ENSEMBLE]["figures"],
+            }
+            for adaptive, ignorant in plan.pairs
+        ],
     }
 
 

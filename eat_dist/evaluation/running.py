@@ -65,7 +65,9 @@ class Running:
     def total(self) -> float:
         """Work in all, in images × passes; restarts counted as if every image needed them."""
         attacks = sum(self._cost(part) for part in self.plan.parts)
-        return attacks + (len(ERS_ATTACKS) * NUM_STEPS * len(self.ers_images) if self.config.protocol == "full" else 0)
+        return attacks + (
+            len(ERS_ATTACKS) * self._ers_cost * len(self.ers_images) if self.config.protocol == "full" else 0
+        )
 
     @cached_property
     def clean(self) -> dict[str, torch.Tensor]:
@@ -144,19 +146,20 @@ class Running:
 
     def ers(self) -> dict[str, Any]:
         """The empirical robustness score; each of its attacks is a part."""
-        about = {"models": self._digest((ENSEMBLE,)), "attacked": len(self.ers_images)}
 
         def measure() -> dict[str, Any]:
             measured = {name: self._ers_attack(name) for name in ERS_ATTACKS}
             clean, labels = self.clean[ENSEMBLE], self.victim.test.labels
             return {"results": ers_results(measured, clean=clean, labels=labels, indices=self.ers_images)}
 
-        found: dict[str, Any] = self._part("ensemble-ers", about, measure)["results"]
+        found: dict[str, Any] = self._part("ensemble-ers", self._about_ers, measure)["results"]
         return found
 
     @cached_property
     def randomised(self) -> bool:
         """Whether the model answers two identical calls differently."""
+        if (defense := self.victim.defense) is not None and defense.randomised:
+            return True
         few = self._everything[:8]
         with torch.random.fork_rng():
             one, other = (Embed()(self.victim, few)[ENSEMBLE] for _ in range(2))
@@ -193,20 +196,28 @@ class Running:
 
     def _ers_attack(self, name: str) -> dict[str, Any]:
         before = self.done
-        about = {"models": self._digest((ENSEMBLE,)), "attacked": len(self.ers_images)}
 
         def measure() -> dict[str, Any]:
             self._aim()
             batches = self._batches(self.ers_images)
             rows: list[dict[str, list[float]]] = []
-            for batch, result in zip(batches, self.workers.map(Ers(name), batches), strict=True):
+            for batch, result in zip(batches, self.workers.map(Ers(name, self.sizes.draws), batches), strict=True):
                 rows.append(result)
-                self._report(f"ers {name}", NUM_STEPS * len(batch))
+                self._report(f"ers {name}", self._ers_cost * len(batch))
             return {"measured": {key: [value for row in rows for value in row[key]] for key in rows[0]}}
 
-        found: dict[str, Any] = self._part(f"ensemble-ers-{name}", about, measure)["measured"]
-        self._report(f"ers {name}", before + NUM_STEPS * len(self.ers_images) - self.done)
+        found: dict[str, Any] = self._part(f"ensemble-ers-{name}", self._about_ers, measure)["measured"]
+        self._report(f"ers {name}", before + self._ers_cost * len(self.ers_images) - self.done)
         return found
+
+    @property
+    def _ers_cost(self) -> int:
+        return NUM_STEPS * self.sizes.draws
+
+    @property
+    def _about_ers(self) -> dict[str, Any]:
+        about = {"models": self._digest((ENSEMBLE,)), "attacked": len(self.ers_images)}
+        return about | ({"draws": self.sizes.draws} if self.sizes.draws > 1 else {})
 
     def _part(self, name: str, depends_on: Mapping[str, Any], measure: Callable[[], dict[str, Any]]) -> dict[str, Any]:
         fingerprint = {

@@ -17,6 +17,7 @@ import torch
 from eat_dist.data.images import ImageSet
 from eat_dist.evaluation.measure import NOT_ATTACKED
 from eat_dist.evaluation.plan import ENSEMBLE, Part, Plan
+from eat_dist.evaluation.sizes import ENOUGH_DRAWS
 
 # Share of the images by which a weaker attack may beat a stronger one before it counts: random starts differ.
 TOLERANCE = 0.02
@@ -26,9 +27,6 @@ VALUE_TOLERANCE = 0.02
 
 # Of two embeddings of one image in batches of different sizes: rounding of float32.
 ROUNDING = 1e-3
-
-# Passes averaged in a step against a randomised model (Athalye et al. 2018 use 10 to 40).
-ENOUGH_DRAWS = 20
 
 Measured = Mapping[Part, Mapping[str, Any]]
 
@@ -77,6 +75,39 @@ def sanity_checks(
         _averaged(randomised, plan.main[0].draws),
     ]
     return [asdict(verdict) for verdict in verdicts]
+
+
+def defense_checks(plan: Plan, measured: Measured, *, randomised: bool, averaged: bool) -> list[dict[str, Any]]:
+    """Those that every evaluation of a defense at inference ends with; JSON-ready :class:`Verdict`.
+
+    Args:
+        plan: With its non-adaptive parts.
+        measured: All parts.
+        randomised: Whether the defense draws random numbers.
+        averaged: Whether to say that it is attacked in expectation, which the checks of ``full`` say already.
+    """
+    verdicts = [_averaged(randomised, plan.main[0].draws)] if averaged else []
+    return [asdict(verdict) for verdict in (*verdicts, _adaptive(plan, measured))]
+
+
+def _adaptive(plan: Plan, measured: Measured) -> Verdict:
+    """The strongest of each: which objective is best against a defense differs."""
+    adaptive, ignorant = (
+        max(
+            ((_success(measured[part]), part.objective) for part in parts),
+            key=lambda found: -1.0 if found[0] is None else found[0],
+        )
+        for parts in zip(*plan.pairs, strict=True)
+    )
+    both = None if adaptive[0] is None or ignorant[0] is None else ignorant[0] - adaptive[0]
+    return Verdict(
+        "adaptive",
+        "an attacker who knows the defense at inference is not weaker than one who does not",
+        both is None or both <= TOLERANCE,
+        f"strongest success {_percent(adaptive[0])} adaptive ({adaptive[1]}), {_percent(ignorant[0])} crafted on the "
+        f"undefended network ({ignorant[1]})",
+        f"at most {TOLERANCE:.0%} less",
+    )
 
 
 def _zero_epsilon(found: Mapping[str, Any], clean_bits: str) -> Verdict:

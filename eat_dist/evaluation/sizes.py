@@ -8,6 +8,9 @@ from dataclasses import dataclass
 from eat_dist.attacks.ball import Norm
 from eat_dist.config import EvaluationConfig
 
+# Passes averaged in a step against a randomised model (Athalye et al. 2018 use 10 to 40).
+ENOUGH_DRAWS = 20
+
 
 @dataclass(frozen=True)
 class Sizes:
@@ -23,6 +26,7 @@ class Sizes:
         restarts: Of the main attack.
         square_queries: Of the black-box attack.
         kmeans_seeds: k-means runs averaged.
+        draws: Passes averaged in a step of an attack (EOT).
     """
 
     norm: Norm
@@ -34,10 +38,19 @@ class Sizes:
     restarts: int
     square_queries: int
     kmeans_seeds: int
+    draws: int = 1
 
     @classmethod
-    def of(cls, config: EvaluationConfig, *, norm: Norm, epsilon: float, numbers_of_an_image: int) -> Sizes:
-        """The protocol's own sizes where the config has none.
+    def of(
+        cls,
+        config: EvaluationConfig,
+        *,
+        norm: Norm,
+        epsilon: float,
+        numbers_of_an_image: int,
+        randomised: bool = False,
+    ) -> Sizes:
+        """The protocol's own sizes where the config has none; ``randomised``: behind a defense that draws numbers.
 
         The L2 radius is by default a quarter of the longest L2 perturbation in the L∞ ball, ε·√(C·H·W)/4: about 0.43
         for CIFAR-10's 8/255, where 0.5 is customary.
@@ -57,4 +70,5 @@ class Sizes:
             restarts=config.restarts or (5 if full else 1),
             square_queries=config.square_queries or (5000 if full else 1000),
             kmeans_seeds=config.kmeans_seeds or (10 if full else 3),
+            draws=config.eot_draws or (ENOUGH_DRAWS if randomised else 1),
         )

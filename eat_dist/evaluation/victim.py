@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import Protocol, TypeVar
 
@@ -12,10 +15,12 @@ from torch import nn
 from eat_dist.attacks import MemberSum, Surface, WhiteBox, seeded
 from eat_dist.data.images import ImageSet
 from eat_dist.evaluation.detector import undetected
+from eat_dist.evaluation.embed import embed_batch
 from eat_dist.evaluation.figures import Retrieval
-from eat_dist.evaluation.plan import ALL_MEMBERS, ENSEMBLE
+from eat_dist.evaluation.plan import ALL_MEMBERS, ENSEMBLE, UNDEFENDED
 from eat_dist.evaluation.references import OBJECTIVES, Aimed, References
-from eat_dist.models.ensemble import EmbeddingEnsemble, fuse, weights_digest
+from eat_dist.inference import Defended, defenses_of, drawing
+from eat_dist.models.ensemble import EmbeddingEnsemble, fuse, undefended, weights_digest
 from eat_dist.seeding import generator
 
 # Of the disagreement in the objective of an attacker who knows the detector. Larger ones hide more than they break
@@ -31,8 +36,9 @@ class Victim:
     """One ensemble, or anybody's model, under attack on one test set.
 
     Attributes:
-        models: ``ensemble`` (the fused ensemble, or the single model), ``member_I`` for each of several members and
-            maybe ``other``, a model to craft transfer attacks on; all on ``device``, float32, evaluation mode.
+        models: ``ensemble`` (the fused ensemble, or the single model), ``member_I`` for each of several members,
+            behind a defense at inference ``undefended``, the ensemble without it, and maybe ``other``, a model to craft
+            transfer attacks on; all on ``device``, float32, evaluation mode.
         test: N images.
         seed: Of the evaluation.
         device: Where to compute.
@@ -60,6 +66,8 @@ class Victim:
         models: dict[str, nn.Module] = {ENSEMBLE: whole}
         if isinstance(whole, EmbeddingEnsemble) and len(whole.members) > 1:
             models |= {f"member_{rank}": member for rank, member in enumerate(whole.members)}
+        if defenses_of([whole]):
+            models[UNDEFENDED] = undefended(whole)
         if other is not None:
             models["other"] = _ready(other, device)
         return cls(models, test, seed, device)
@@ -74,6 +82,11 @@ class Victim:
         """M; 1 for a single model."""
         return max(1, sum(name.startswith("member_") for name in self.models))
 
+    @property
+    def defense(self) -> Defended | None:
+        """What the first member, or the single model, is behind; None for nothing."""
+        return next(iter(defenses_of([self.models[ENSEMBLE]])), None)
+
     def learn(self, clean: Mapping[str, torch.Tensor]) -> None:
         """Take the clean embeddings of all models, [N, D] each: attacks aim at them."""
         self.clean = clean
@@ -83,6 +96,27 @@ class Victim:
     def images(self, indices: torch.Tensor) -> torch.Tensor:
         """[B, C, H, W] float32 in [0, 1] on the device."""
         return self.test.batch(indices, self.device).images
+
+    def embed(self, name: str, images: torch.Tensor, indices: torch.Tensor) -> torch.Tensor:
+        """A model's embeddings [B, D] float32 on the CPU of the images at ``indices``, [B, C, H, W], attacked or not.
+
+        What a defense at inference draws for an image here is always the same, and nothing that an attack on it has
+        seen: so attacks are not compared by the luck of their last draw.
+        """
+        with self.drawing(indices, "measured"):
+            return embed_batch(self.models[name], images)
+
+    def drawing(self, indices: torch.Tensor, *purpose: int | str) -> AbstractContextManager[None]:
+        """Inside, defenses at inference draw numbers of their own for each image [B]: batches do not matter.
+
+        A randomised model of another making knows torch's global generators alone (:func:`do`).
+        """
+        if not defenses_of(self.models.values()):
+            return nullcontext()
+        generators = [
+            generator(self.seed, "evaluation", "drawn by the defense", *purpose, index) for index in indices.tolist()
+        ]
+        return drawing(self.models.values(), generators)
 
     def searched(self, name: str) -> torch.Tensor:
         """[N, D] clean embeddings of a model, on the device."""
@@ -105,9 +139,14 @@ class Victim:
         return self._white_box(source, objective, indices, draws)
 
     def digest(self, *names: str) -> str:
-        """SHA-256 of parameters and all buffers: the input normalisation is a buffer that no state dict has."""
+        """SHA-256 of parameters and all buffers, and of the settings of a defense at inference.
+
+        The input normalisation is a buffer that no state dict has.
+        """
         models = [self.model(name) for name in names]
-        return weights_digest([dict(model.named_parameters()) | dict(model.named_buffers()) for model in models])
+        digest = weights_digest([dict(model.named_parameters()) | dict(model.named_buffers()) for model in models])
+        settings = [defense.settings for defense in defenses_of(models)]
+        return hashlib.sha256((digest + json.dumps(settings)).encode()).hexdigest() if settings else digest
 
     def model(self, source: str) -> nn.Module:
         """The model that a source names; of ``members`` and ``without_I`` an ensemble of those members."""

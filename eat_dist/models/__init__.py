@@ -2,7 +2,7 @@
 
 from eat_dist.models import bn_inception, convnet, torchvision_nets  # noqa: F401  (registers them)
 from eat_dist.models.embedder import Embedder, build_embedder
-from eat_dist.models.ensemble import EmbeddingEnsemble, EnsembleSpec, load_ensemble, save_ensemble
+from eat_dist.models.ensemble import EmbeddingEnsemble, EnsembleSpec, defend, load_ensemble, save_ensemble, undefended
 from eat_dist.models.execution import apply_execution
 from eat_dist.models.table import BACKBONES
 
@@ -13,6 +13,8 @@ __all__ = [
     "EnsembleSpec",
     "apply_execution",
     "build_embedder",
+    "defend",
     "load_ensemble",
     "save_ensemble",
+    "undefended",
 ]

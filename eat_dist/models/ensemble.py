@@ -7,20 +7,25 @@ import json
 import math
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from safetensors.torch import load as load_safetensors
 from safetensors.torch import save as save_safetensors
 from torch import nn
 
-from eat_dist.config import ModelConfig
+from eat_dist.config import InferenceConfig, ModelConfig
 from eat_dist.errors import StorageError
+from eat_dist.inference import Defended, defenses_of, needs_pool
+from eat_dist.inference.table import NONE
 from eat_dist.models.disagreement import TEMPERATURE, disagreement
 from eat_dist.models.embedder import Embedder
 from eat_dist.storage import Folder
 
-SCHEMA = 2
+SCHEMA = 3
+# Schema 2 knew no defense at inference.
+_READABLE = (2, 3)
+_POOL = "pool.safetensors"
 
 
 class EmbeddingEnsemble(nn.Module):
@@ -80,6 +85,30 @@ def fuse(embeddings: Sequence[torch.Tensor]) -> torch.Tensor:
     return torch.cat(list(embeddings), dim=1) / math.sqrt(len(embeddings))
 
 
+def defend(model: nn.Module, config: InferenceConfig, *, pool: torch.Tensor | None = None) -> nn.Module:
+    """A model behind a defense at inference: an ensemble's members each behind their own, in evaluation mode.
+
+    Args:
+        model: Undefended; its networks are shared, not copied.
+        config: ``none`` gives the model itself.
+        pool: uint8 [P, C, H, W] clean images, where the defense mixes with them.
+    """
+    if config.name == NONE:
+        return model
+    if isinstance(model, EmbeddingEnsemble):
+        return EmbeddingEnsemble([Defended(member, config, pool=pool) for member in model.members]).eval()
+    return Defended(model, config, pool=pool).eval()
+
+
+def undefended(model: nn.Module) -> nn.Module:
+    """The inverse of :func:`defend`; a model that is not defended is returned as it is."""
+    if isinstance(model, Defended):
+        return model.model
+    if isinstance(model, EmbeddingEnsemble) and defenses_of([model]):
+        return EmbeddingEnsemble([undefended(member) for member in model.members]).eval()
+    return model
+
+
 @dataclass(frozen=True)
 class EnsembleSpec:
     """What ``ensemble.json`` says beside the weights: enough to build the networks and to feed them.
@@ -90,6 +119,7 @@ class EnsembleSpec:
         members: M.
         inverted: Whether it was trained on images with black and white exchanged (strokes as 1, paper as 0).
         resize: Pixels of the shorter side before the centre crop to ``image_shape``; None becomes the height.
+        inference: The defense that the ensemble is used behind.
     """
 
     model: ModelConfig
@@ -97,6 +127,7 @@ class EnsembleSpec:
     members: int
     inverted: bool = False
     resize: int | None = None
+    inference: InferenceConfig = field(default_factory=InferenceConfig)
 
     def __post_init__(self) -> None:
         if self.resize is None:
@@ -106,12 +137,21 @@ class EnsembleSpec:
             raise ValueError(f"image_shape, members and resize must be positive whole numbers; got {numbers}")
 
     def build(self) -> EmbeddingEnsemble:
-        """An ensemble of this form with arbitrary weights; ``model.weights`` is neither read nor downloaded."""
+        """An undefended ensemble with arbitrary weights; ``model.weights`` is neither read nor downloaded."""
         return EmbeddingEnsemble([Embedder(self.model, self.image_shape[0]) for _ in range(self.members)])
 
 
-def save_spec(folder: Folder | str | os.PathLike[str], spec: EnsembleSpec) -> None:
-    """Write ``ensemble.json``; the members write their weights themselves (:func:`save_member`)."""
+def save_spec(folder: Folder | str | os.PathLike[str], spec: EnsembleSpec, *, pool: torch.Tensor | None = None) -> None:
+    """Write ``ensemble.json``; the members write their weights themselves (:func:`save_member`).
+
+    Args:
+        folder: Of the ensemble.
+        spec: What to write.
+        pool: uint8 [P, C, H, W], written beside it where the defense at inference mixes with these images.
+    """
+    if needs_pool(spec.inference):
+        assert pool is not None
+        _folder(folder).write(_POOL, save_safetensors({"pool": pool.cpu().contiguous()}))
     content = {
         "schema": SCHEMA,
         "fusion": "concat",
@@ -119,21 +159,23 @@ def save_spec(folder: Folder | str | os.PathLike[str], spec: EnsembleSpec) -> No
         "image_shape": list(spec.image_shape),
         "inverted": spec.inverted,
         "resize": spec.resize,
+        "inference": spec.inference.model_dump(mode="json", exclude_none=True),
         "model": spec.model.model_dump(mode="json"),
     }
     _folder(folder).write_json("ensemble.json", content)
 
 
 def save_member(folder: Folder | str | os.PathLike[str], rank: int, member: nn.Module) -> None:
-    """Write one member's weights as safetensors."""
-    _folder(folder).write(member_file(rank), save_safetensors(cpu_state(member)))
+    """Write one member's weights as safetensors; those of a defended one are its network's."""
+    _folder(folder).write(member_file(rank), save_safetensors(cpu_state(undefended(member))))
 
 
 def save_ensemble(folder: Folder | str | os.PathLike[str], ensemble: EmbeddingEnsemble, *, spec: EnsembleSpec) -> None:
-    """Write a whole ensemble: every member's weights, then ``ensemble.json``."""
+    """Write a whole ensemble: every member's weights, then ``ensemble.json``; its defense is to be the spec's."""
     for rank, member in enumerate(ensemble.members):
         save_member(folder, rank, member)
-    save_spec(folder, spec)
+    pools = [defense.pool for defense in defenses_of([ensemble])]
+    save_spec(folder, spec, pool=pools[0] if pools else None)
 
 
 def load_spec(folder: Folder | str | os.PathLike[str]) -> EnsembleSpec:
@@ -145,24 +187,26 @@ def load_spec(folder: Folder | str | os.PathLike[str]) -> EnsembleSpec:
     opened = _folder(folder)
     content = opened.read_json("ensemble.json")
     try:
-        if content["schema"] != SCHEMA:
+        if content["schema"] not in _READABLE:
             raise StorageError(f"'{opened}/ensemble.json' has schema {content['schema']}; this version reads {SCHEMA}")
         channels, height, width = content["image_shape"]
         model = ModelConfig.model_validate_json(json.dumps(content["model"]))
         shape = (channels, height, width)
-        return EnsembleSpec(model, shape, content["members"], content["inverted"] is True, content["resize"])
+        inference = InferenceConfig.model_validate_json(json.dumps(content.get("inference", {})))
+        return EnsembleSpec(model, shape, content["members"], content["inverted"] is True, content["resize"], inference)
     except (KeyError, TypeError, ValueError) as error:
         raise StorageError(f"'{opened}/ensemble.json' is damaged: {' '.join(str(error).split())}") from error
 
 
 def load_ensemble(folder: Folder | str | os.PathLike[str]) -> EmbeddingEnsemble:
-    """Build the saved ensemble, in evaluation mode, on the CPU.
+    """Build the saved ensemble, behind its defense if it has one, in evaluation mode, on the CPU.
 
     Raises:
         StorageError: A file is missing, damaged, or does not fit the architecture.
     """
     opened = _folder(folder)
-    ensemble = load_spec(opened).build()
+    spec = load_spec(opened)
+    ensemble = spec.build()
     for rank, member in enumerate(ensemble.members):
         try:
             member.load_state_dict(load_safetensors(opened.read(member_file(rank))))
@@ -172,7 +216,10 @@ def load_ensemble(folder: Folder | str | os.PathLike[str]) -> EmbeddingEnsemble:
             raise StorageError(
                 f"'{opened}/{member_file(rank)}' does not fit: {' '.join(str(error).split())}"
             ) from error
-    return ensemble.eval()
+    pool = _read_pool(opened, spec.image_shape) if needs_pool(spec.inference) else None
+    defended = defend(ensemble.eval(), spec.inference, pool=pool)
+    assert isinstance(defended, EmbeddingEnsemble)
+    return defended
 
 
 def weights_digest(states: Sequence[Mapping[str, torch.Tensor]]) -> str:
@@ -194,6 +241,21 @@ def cpu_state(module: nn.Module) -> dict[str, torch.Tensor]:
 def member_file(rank: int) -> str:
     """Name of a member's weights."""
     return f"member_{rank}.safetensors"
+
+
+def _read_pool(folder: Folder, image_shape: tuple[int, int, int]) -> torch.Tensor:
+    try:
+        pool: torch.Tensor = load_safetensors(folder.read(_POOL))["pool"]
+    except StorageError:
+        raise
+    except Exception as error:  # safetensors raises its own types for a damaged or foreign file
+        raise StorageError(f"'{folder}/{_POOL}' is damaged: {' '.join(str(error).split())}") from error
+    if pool.dtype != torch.uint8 or pool.shape[1:] != image_shape or not len(pool):
+        raise StorageError(
+            f"'{folder}/{_POOL}' does not fit: expected uint8 images {list(image_shape)}; got {pool.dtype} "
+            f"{list(pool.shape)}"
+        )
+    return pool
 
 
 def _folder(folder: Folder | str | os.PathLike[str]) -> Folder:

@@ -115,15 +115,20 @@ def verdict(run: Run) -> Verdict:
     """What may be said of a run's figures, and the figures."""
     evaluation = run.evaluation
     checks, failed = len(evaluation.sanity), len(evaluation.failed)
-    outcome: Literal["pass", "fail", "none"] = "none" if not checks else "fail" if failed else "pass"
+    # Behind a defense at inference every protocol has a few; all that there are has the full one alone.
+    passed: Literal["pass", "none"] = "pass" if checks and evaluation.protocol == "full" else "none"
+    outcome: Literal["pass", "fail", "none"] = "fail" if failed else passed
+    run_of_all = f"Only {checks} of the sanity checks were run" if checks else "No sanity checks were run"
     sentences = {
-        "none": f"○ No sanity checks were run (protocol {evaluation.protocol}): read the attacked figures as upper "
-        "bounds on robustness.",
+        "none": f"○ {run_of_all} (protocol {evaluation.protocol}): read the attacked figures as upper bounds on "
+        "robustness.",
         "fail": f"✗ {failed} of {checks} sanity checks failed: do not quote these figures.",
         "pass": f"✓ All {checks} sanity checks passed: the figures may be quoted.",
     }
     clean, worst = evaluation.ensemble.clean, evaluation.ensemble.worst
     about = [evaluation.defense or "defense not known", evaluation.dataset, f"seed {evaluation.seed}"]
+    if evaluation.inference:
+        about.insert(1, f"{evaluation.inference.name} at inference")
     if evaluation.target.members:
         about.append(f"{evaluation.target.members} member{'s' * (evaluation.target.members != 1)}")
     return Verdict(

@@ -38,6 +38,24 @@ class Measured(_Part):
     worst: Figures = {}
 
 
+class DefendedAttack(_Part):
+    """One attack on the ensemble behind a defense at inference: through the defense, and crafted without it."""
+
+    attack: str
+    objective: str
+    adaptive: Figures
+    non_adaptive: Figures
+
+
+class Inference(_Part):
+    """A defense at inference. ``eot_draws``: passes that an adaptive attack averages in a step."""
+
+    name: str
+    options: dict[str, object] = {}
+    eot_draws: int = 1
+    attacks: list[DefendedAttack] = []
+
+
 class CurvePoint(_Part):
     """Accuracy at one ε; ``attack`` is ``clean`` at 0."""
 
@@ -145,6 +163,7 @@ class Evaluation(_Part):
     retrieval: str | None = None
     queries: int | None = None
     gallery: int | None = None
+    inference: Inference | None = None
     ensemble: Measured
     members: list[Measured] = []
     curves: list[CurvePoint] = []

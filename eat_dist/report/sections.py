@@ -22,6 +22,7 @@ def figures(groups: Sequence[Group]) -> Section:
     blocks: list[Block] = [tables.headline(groups, comparable=not disagreements(runs))]
     for run in runs:
         parts: list[Block] = [tables.attacks(run)] if run.evaluation.ensemble.attacked else []
+        parts += [tables.inference(run)] if run.evaluation.inference else []
         parts += [tables.members(run)] if run.evaluation.members else []
         if parts:
             blocks.append(Fold(f"{run.label}: every attack, every member", parts, open=len(runs) == 1))

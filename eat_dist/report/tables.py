@@ -80,6 +80,37 @@ def attacks(run: Run) -> Table:
     )
 
 
+def inference(run: Run) -> Table:
+    """Behind a defense at inference: each attack through it beside the same one crafted without it."""
+    about = run.evaluation.inference
+    assert about is not None
+    figures = (*_HEADLINE, "success_rate")
+    rows = [
+        Row(
+            split_attack(row.attack).attack,
+            [
+                Cell(objective_name(row.objective), number=False),
+                *(percentage(of(found, name)) for name in figures for found in (row.adaptive, row.non_adaptive)),
+            ],
+        )
+        for row in about.attacks
+    ]
+    options = ", ".join(f"{name} {value}" for name, value in about.options.items())
+    return Table(
+        caption=f"{run.label}: the ensemble behind the defense at inference “{about.name}” ({options}), in %",
+        columns=[
+            Column("attack", number=False),
+            Column("objective", number=False),
+            *(Column(word) for _ in figures for word in ("adaptive", "non-adaptive")),
+        ],
+        rows=rows,
+        spans=[("", 2), *((FIGURES[name], 2) for name in figures)],
+        note=f"Adaptive: through the defense (BPDA where it has no gradient; a step averages {about.eot_draws} of its "
+        "draws). Non-adaptive: crafted on the undefended network, which tells what the defense hides, not what it "
+        "withstands.",
+    )
+
+
 def members(run: Run) -> Table:
     """The ensemble and each member alone, clean and worst attacked."""
     parts = [("ensemble", run.evaluation.ensemble)]

@@ -12,6 +12,7 @@ from eat_dist import __version__
 from eat_dist.config import RunConfig, dump_config, load_config, override
 from eat_dist.console import Console
 from eat_dist.errors import ConfigError, StorageError
+from eat_dist.inference.table import NONE
 from eat_dist.provenance import git_state
 from eat_dist.runs.checks import check_names, with_absolute_paths, with_data_prepared
 from eat_dist.runs.evaluation import Subject, evaluate_subject, evaluation_folder
@@ -28,7 +29,7 @@ class Evaluated:
     """A finished evaluation.
 
     Attributes:
-        folder: The run folder, or one of the same form for a model that is no run.
+        folder: The run folder, or one of the same form for a model that is no run, or a run behind another defense.
         results: The content of ``evaluation/PROTOCOL/summary.json``.
         config: What was measured with.
         tracking_uri: MLflow's store, None where tracking is off.
@@ -55,6 +56,9 @@ def evaluate_target(
     console: Console,
 ) -> Evaluated:
     """Evaluate a run again, or anybody's model; finished attacks are not repeated.
+
+    A run behind another defense at inference than its own is measured into a folder of its own below the run's,
+    ``inference/NAME``, and sent to an MLflow run beneath the run's: the run's own figures stay what they are.
 
     Args:
         target: As :func:`eat_dist.runs.target.open_target` takes it.
@@ -87,31 +91,41 @@ def evaluate_target(
         raise StorageError(f"'{run}' is not a finished run (no summary.json); resume it first: --resume {run.argument}")
     if run is not None:
         run.create()  # a folder that can be read only is found out before the first attack, not after
-    folder = run or Folder.at(output or f"evaluations/{_slug(target)}")
+    behind = config.inference.name
+    own = run is None or config_of(run).inference == config.inference
+    if run is not None:
+        folder = run if own else run.child(f"inference/{behind}")
+    else:
+        folder = Folder.at(output or f"evaluations/{_slug(target)}" + ("" if behind == NONE else f"-{behind}"))
     placed = with_data_prepared(with_absolute_paths(config), console)
     subject = Subject(target, placed, normalise=normalise, other=other)
     results = evaluate_subject(
         subject, evaluation_folder(folder, config), workers=workers, command=command, console=console
     )
-    if run is None:  # only now: of what cannot be evaluated at all, nothing is left behind
+    if folder != run:  # only now: of what cannot be evaluated at all, nothing is left behind
         folder.write("config.yaml", dump_config(config).encode())
-    earlier = run.read_json("summary.json") if run is not None else None
-    summary = summary_with(earlier or {"name": Path(folder.path).name}, config, results)
+    before = run.read_json("summary.json") if run is not None else {"name": Path(folder.path).name}
+    parent = None if own else before["mlflow_run_id"]
+    if not own:
+        earlier = folder.read_json("summary.json") if folder.exists("summary.json") else {"mlflow_run_id": None}
+        before |= {"name": f"{before['name']}-{behind}", "mlflow_run_id": earlier["mlflow_run_id"]}
+    summary = summary_with(before, config, results)
+    uri, run_id = _track(subject, folder, summary, results, parent=parent)
     if run is not None:
-        run.write_json("summary.json", summary)
-    uri, run_id = _track(subject, folder, summary, results, None if earlier is None else earlier["mlflow_run_id"])
+        folder.write_json("summary.json", summary if own else summary | {"mlflow_run_id": run_id})
     return Evaluated(folder, results, config, uri, run_id)
 
 
 def _track(
-    subject: Subject, folder: Folder, summary: dict[str, Any], results: dict[str, Any], run_id: str | None
+    subject: Subject, folder: Folder, summary: dict[str, Any], results: dict[str, Any], *, parent: str | None
 ) -> tuple[str | None, str | None]:
-    """Send the figures to the run's own MLflow run, or to a new one."""
-    config = subject.config
+    """Send the figures to the run's own MLflow run, or to a new one, beneath ``parent`` if there is one."""
+    config, run_id = subject.config, summary.get("mlflow_run_id")
     tags = {"dataset": config.data.dataset, "protocol": config.evaluation.protocol, "run_folder": str(folder)}
     tags |= {"target": results["target"]["name"], "eat_dist": __version__}
+    tags |= {"inference": subject.opened.inference.name}
     tags |= {f"git.{name}": value for name, value in git_state(Path.cwd()).items()}
-    tracker = Tracker.start(config, run_name=Path(folder.path).name, tags=tags, resume_run_id=run_id)
+    tracker = Tracker.start(config, run_name=_run_name(folder), tags=tags, resume_run_id=run_id, parent_run_id=parent)
     status: Status = "FAILED"
     try:
         if run_id is None:
@@ -124,6 +138,12 @@ def _track(
     finally:
         tracker.close(status)
     return tracker.uri, tracker.run_id
+
+
+def _run_name(folder: Folder) -> str:
+    """The folder's name; of ``RUN/inference/NAME`` both names."""
+    *_, run, parent, name = ("", "", *folder.path.rstrip("/").split("/"))
+    return f"{run}-{name}" if parent == "inference" else name
 
 
 def _slug(target: str) -> str:

@@ -14,6 +14,7 @@ from eat_dist.data.splits import Splits, make_splits
 from eat_dist.defenses import DEFENSES, options_of
 from eat_dist.errors import CheckpointError, ConfigError, StorageError
 from eat_dist.in_process import choose_device
+from eat_dist.inference import INFERENCE_DEFENSES, check_inference
 from eat_dist.losses import LOSSES, check_loss, supports_weights
 from eat_dist.models import BACKBONES, build_embedder
 from eat_dist.robustness.transfer import TRANSFER_RULES
@@ -35,6 +36,7 @@ def check_names(config: RunConfig) -> None:
         (ATTACKS, config.attack.name),
         (DEFENSES, config.defense.name),
         (TRANSFER_RULES, config.defense.transfer_rule),
+        (INFERENCE_DEFENSES, config.inference.name),
     )
     faults = []
     for table, name in tables:
@@ -45,6 +47,7 @@ def check_names(config: RunConfig) -> None:
     if not faults:
         check_loss(config.loss)
         options_of(config.defense)
+        check_inference(config.inference)
         training_attack(config.attack)
         by_class = config.defense.name == "eat" and TRANSFER_RULES[config.defense.transfer_rule].by_class
         if by_class and not supports_weights(config.loss.name):

@@ -18,7 +18,9 @@ from eat_dist.data.load import load_test_set
 from eat_dist.errors import ConfigError
 from eat_dist.evaluation import Alone, Victim, Workers, evaluate
 from eat_dist.evaluation.model_check import check_epsilons, check_images, check_model
+from eat_dist.evaluation.sizes import ENOUGH_DRAWS
 from eat_dist.in_process import choose_device
+from eat_dist.runs.defended import with_defense
 from eat_dist.runs.target import Target, open_target
 from eat_dist.storage import Folder
 
@@ -41,12 +43,12 @@ class Subject:
 
     @cached_property
     def opened(self) -> Target:
-        """The target."""
-        return self._open(self.target)
+        """The target, behind the config's defense at inference."""
+        return with_defense(self._open(self.target), self.config)
 
     @cached_property
     def opened_other(self) -> Target | None:
-        """The other target."""
+        """The other target, as it was saved."""
         return None if self.other is None else self._open(self.other)
 
     @cached_property
@@ -131,7 +133,8 @@ def _check(subject: Subject, device: torch.device, console: Console) -> None:
     config = subject.config.evaluation
     victim = subject.victim(device)
     facts = check_model(victim.models["ensemble"], subject.test, batch_size=config.batch_size, device=device)
-    for warning in facts.warnings(eot_draws=config.eot_draws):
+    averaged = victim.defense is not None and victim.defense.randomised
+    for warning in facts.warnings(eot_draws=config.eot_draws or (ENOUGH_DRAWS if averaged else 1)):
         console.warn(warning)
 
 

@@ -40,6 +40,7 @@ from eat_dist.runs.checks import (
     splits_of,
     with_absolute_paths,
 )
+from eat_dist.runs.defended import drawn_pool
 from eat_dist.runs.evaluation import Subject, evaluate_subject, evaluation_folder
 from eat_dist.runs.lease import check_not_held, holding
 from eat_dist.runs.saved import config_of
@@ -174,8 +175,9 @@ def complete_ensemble(folder: Folder, config: RunConfig, data: ZeroShotData) -> 
         config.ensemble.members,
         inverted=data.inverted,
         resize=data.resize,
+        inference=config.inference,
     )
-    save_spec(folder.child("model"), spec)
+    save_spec(folder.child("model"), spec, pool=drawn_pool(config, data.train))
     weights = [load_safetensors(folder.read(f"model/{member_file(rank)}")) for rank in range(spec.members)]
     return spec, weights_digest(weights)
 

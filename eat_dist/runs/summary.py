@@ -56,7 +56,8 @@ def summary_with(summary: dict[str, Any], config: RunConfig, results: dict[str, 
     """The summary with the evaluation's figures under their stable names (docs/run_folder.md)."""
     names = ("protocol", "norm", "epsilon", "num_steps", "images", "classes", "retrieval", "queries", "gallery")
     about = {name: results[name] for name in names} | {"failed_checks": failed_checks(results)}
-    return summary | {"evaluation": about, **results["ensemble"], "members": results["members"]}
+    measured = {"inference": results["inference"], **results["ensemble"], "members": results["members"]}
+    return summary | {"evaluation": about, **measured}
 
 
 def failed_checks(results: dict[str, Any]) -> list[str] | None:

@@ -11,7 +11,7 @@ import tempfile
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from types import ModuleType
 from typing import Any, Literal
 
@@ -20,7 +20,7 @@ from safetensors.torch import load as load_safetensors
 from torch import nn
 from torch.nn import functional
 
-from eat_dist.config import ModelConfig, RunConfig
+from eat_dist.config import InferenceConfig, ModelConfig, RunConfig
 from eat_dist.errors import ConfigError, StorageError
 from eat_dist.models import Embedder, EmbeddingEnsemble
 from eat_dist.models.ensemble import load_ensemble, load_spec
@@ -46,6 +46,7 @@ class Target:
         config: The run's saved config (``run``).
         image_shape: (C, H, W) that the model was built for (``run``, ``mlflow``); None: not known.
         inverted: Whether it expects black and white exchanged (ink 1, paper 0), as ``ensemble.json`` says.
+        inference: The defense that ``model`` is behind.
     """
 
     kind: Literal["run", "mlflow", "weights", "module"]
@@ -55,6 +56,7 @@ class Target:
     config: RunConfig | None = None
     image_shape: tuple[int, int, int] | None = None
     inverted: bool = False
+    inference: InferenceConfig = field(default_factory=InferenceConfig)
 
 
 def open_target(text: str, *, config: RunConfig | None, normalise: bool, tracking_uri: str | None) -> Target:
@@ -129,14 +131,21 @@ def _from_run(text: str) -> Target:
         )
     model = folder.child("model")
     spec = load_spec(model)
-    return Target("run", text, load_ensemble(model), folder, config, spec.image_shape, spec.inverted)
+    return Target("run", text, load_ensemble(model), folder, config, spec.image_shape, spec.inverted, spec.inference)
 
 
 def _from_mlflow(text: str, tracking_uri: str | None) -> Target:
     with tempfile.TemporaryDirectory() as destination:
         model = fetch_ensemble(text, destination, tracking_uri=tracking_uri)
         spec = load_spec(model)
-        return Target("mlflow", text, load_ensemble(model), image_shape=spec.image_shape, inverted=spec.inverted)
+        return Target(
+            "mlflow",
+            text,
+            load_ensemble(model),
+            image_shape=spec.image_shape,
+            inverted=spec.inverted,
+            inference=spec.inference,
+        )
 
 
 def _from_weights(text: str, config: RunConfig | None) -> Target:

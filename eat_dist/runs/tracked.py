@@ -24,6 +24,7 @@ def run_tags(config: RunConfig, folder: Folder, git: Mapping[str, str]) -> dict[
     """What runs are found and told apart by. The cluster, if there is one, is joined."""
     return {
         "defense": config.defense.name,
+        "inference": config.inference.name,
         "dataset": config.data.dataset,
         "backbone": config.model.backbone,
         "run_folder": str(folder),

@@ -12,7 +12,7 @@ import yaml
 from pydantic import BaseModel, TypeAdapter, ValidationError
 
 from eat_dist.config import RunConfig
-from eat_dist.config.sections import Number
+from eat_dist.config.base import Number
 from eat_dist.errors import ConfigError
 from eat_dist.spaces.space import Choice, Domain, Integer, Parameter, Space, Uniform
 

@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 from pydantic import TypeAdapter, ValidationError
 
-from eat_dist.config.sections import Number
+from eat_dist.config.base import Number
 
 Scale = Literal["linear", "log", "category"]
 _RANGES: dict[str, Scale] = {"uniform": "linear", "integer": "linear", "log_uniform": "log"}
