@@ -252,3 +252,35 @@ def test_nothing_is_left_of_a_lease_and_of_the_folders_made_for_it(tmp_path: Pat
         raise RuntimeError("a check failed")
 
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(("age", "waits"), [(0.0, True), (lease.EXPIRES_AFTER_S + 1, False)])
+def test_what_goes_on_by_itself_waits_until_the_lease_of_a_dead_machine_has_expired(
+    tmp_path: Path, age: float, waits: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nobody renews it, so it expires: here as soon as somebody waits."""
+    folder = Folder.at(tmp_path / "run")
+    put_lease(folder, age=age)
+    waited: list[float] = []
+
+    def wait(seconds: float) -> None:
+        waited.append(seconds)
+        put_lease(folder, age=lease.EXPIRES_AFTER_S + 1)
+
+    monkeypatch.setattr(lease.time, "sleep", wait)
+    lease.wait_for_the_dead(folder)
+
+    assert len(waited) == int(waits)
+    check_not_held(folder)
+
+
+def test_nobody_waits_for_the_living(
+    tmp_path: Path, other_driver: subprocess.Popen[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = Folder.at(tmp_path / "run")
+    monkeypatch.setattr(lease.time, "sleep", lambda seconds: pytest.fail("waited"))
+
+    lease.wait_for_the_dead(folder)
+
+    with pytest.raises(StorageError, match="is being worked on"):
+        check_not_held(folder)

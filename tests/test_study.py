@@ -173,8 +173,8 @@ def test_a_folder_that_is_no_study_is_left_alone(tmp_path: Path) -> None:
 def test_nothing_is_left_where_the_study_is_refused(tmp_path: Path) -> None:
     with pytest.raises(Exception, match="no defense is called"):
         go(tmp_path, rows={"a": {"defense.name": "nope"}})
-    with pytest.raises(Exception, match="parts"):
-        go(tmp_path, rows={"a": {"ensemble.split.rule": "disjoint", "ensemble.split.parts": 300}})
+    with pytest.raises(Exception, match="row 'a' on digits: 1 of the 6 parts would be empty"):
+        go(tmp_path, rows={"a": {"ensemble.split": {"rule": "disjoint", "by": "class", "parts": 6}}})
     assert not (tmp_path / "study").exists()
 
 

@@ -220,7 +220,7 @@ def test_the_page_has_percentages_with_the_best_marked(tmp_path: Path) -> None:
 def test_the_verdict_says_who_is_ahead_or_that_nobody_is(tmp_path: Path) -> None:
     ahead = verdict(compared(tmp_path, ROWS))
     assert ahead.sentence == "★ eat is ahead in attacked R@1 and attacked NMI, by more than seeds differ."
-    assert ahead.figures == [("R@1", "43.0 ± 11.0", "43.0 ± 11.0"), ("NMI", "43.0 ± 11.0", "43.0 ± 11.0")]
+    assert ahead.figures == [("R@1", "43.0", "43.0"), ("NMI", "43.0", "43.0")]
 
     split = {
         "pgd_at": {**{figure: [0.3, 0.4] for figure in FIGURES}, NMI: [0.5, 0.6]},

@@ -93,6 +93,29 @@ def test_wrong_options_of_the_submitted_command_are_found_here(
     assert "no cluster" not in error
 
 
+@pytest.mark.parametrize(
+    ("base", "options", "expected"),
+    [
+        ("{}", ["--study-dir", "/shared/s"], f"no cluster answers at {NOWHERE}"),
+        ("{}", [], "a submitted study needs a name that a resubmission finds again: give --study-dir, an"),
+        ("{}", ["--study-dir", "studies/s"], "'studies/s' (study-dir) would lie in the job's own folder"),
+        ("{}", ["--study-dir", "/shared/s", "--set", "data.root=photos"], "data.root is 'photos', which does not go"),
+        ("{seed: x}", ["--study-dir", "/shared/s"], "base.yaml: seed: "),
+    ],
+)
+def test_a_study_is_read_before_it_is_submitted(
+    base: str, options: list[str], expected: str, run: Callable[..., tuple[int, str]], tmp_path: Path
+) -> None:
+    (tmp_path / "base.yaml").write_text(base)
+    (tmp_path / "s.yaml").write_text("base: base.yaml\nrows: {natural: {defense.name: natural}}")
+
+    code, error = run("study", "s.yaml", *options, "--address", NOWHERE)
+
+    assert code == 2
+    assert expected in error
+    assert error.count("\n") == 1
+
+
 def planned(tmp_path: Path, *arguments: str, here: Path | None = None, **values: Any) -> Any:
     command = values.pop("command", ("train",))
     empty = {"config": None, "assignments": None, "run_dir": None, "resume": None, "overwrite": False}

@@ -11,8 +11,8 @@ from eat_dist.report.studies import tables
 from eat_dist.report.studies.comparison import Comparison, Row, compare
 from eat_dist.report.studies.drawings import SHOWN, drawings
 from eat_dist.report.studies.reading import Study
-from eat_dist.report.studies.wording import measured_with, outcome, told, unquotable
-from eat_dist.report.wording import as_yaml, counted, duration, joined, plain, slug
+from eat_dist.report.studies.wording import measured_with, outcome, unquotable
+from eat_dist.report.wording import as_yaml, counted, duration, joined, percent, plain, slug
 
 OnProgress = Callable[[str, int, int], None]
 _HEADLINE = (("r_at_1", "R@1"), ("nmi", "NMI"))
@@ -118,7 +118,7 @@ def _origin(study: Study) -> Section:
 
 
 def _clean_and_worst(row: Row, name: str) -> tuple[str, str]:
-    clean, worst = (told(row.value(f"{which}/{name}")) for which in ("clean", "worst"))
+    clean, worst = (percent(row.value(f"{which}/{name}").mean) for which in ("clean", "worst"))
     return clean, worst
 
 

@@ -71,7 +71,6 @@ def runs(study: Study) -> Table:
             for run in study.runs
         ],
         note="Took: wall clock of all parts of a run, evaluation and what was lost included.",
-        compact=True,
     )
 
 
