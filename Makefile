@@ -47,8 +47,8 @@ dist: $(HERE)
 rehearse: $(HERE)
 	$(BIN)/python deploy/rehearse.py $(ARGS)
 
-# The stamp is written last, so an installation that was interrupted is done again. A link to a folder that is gone makes way.
-$(DEPS): requirements.lock
+# The stamp is written last, so an installation that was interrupted is done again; its name says for which lock it is. A link to a folder that is gone makes way.
+$(DEPS): | requirements.lock
 	$(PYTHON) -c "import sys; sys.exit(sys.version_info < (3, 11) and 'Python 3.11 or newer is needed')"
 	test -d $(VENV) || rm -f $(VENV)
 	$(PYTHON) -m venv $(VENV)
