@@ -8,12 +8,13 @@ import pytest
 import torch
 from test_defenses import ATTACK, Case
 
-from eat_dist.attacks import WhiteBox
+from eat_dist.attacks import Generators, WhiteBox
 from eat_dist.attacks.objectives import batch_loss
+from eat_dist.attacks.randomness import uniform
 from eat_dist.config import InferenceConfig
 from eat_dist.errors import ConfigError
 from eat_dist.history import read_history
-from eat_dist.inference import Defended
+from eat_dist.inference import Defended, randomisation
 from eat_dist.inference.table import make_transform
 from eat_dist.seeding import generator
 from eat_dist.storage import Folder
@@ -88,6 +89,24 @@ def test_two_runs_of_one_seed_are_the_same_also_when_one_of_them_is_interrupted(
             small_config(*THROUGH, "defense.name=natural", "cluster.backend=local", *changed), tmp_path / changed[0]
         )
         assert largest_difference(weights(tmp_path / "one"), weights(tmp_path / changed[0])) > 0
+
+
+def test_every_pass_has_numbers_of_its_own_and_they_repeat(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Two attack steps and an update in each of five iterations: an attack has not seen what is learnt from."""
+    drawn: list[list[float]] = []
+
+    def recorded(like: torch.Tensor, generators: Generators | None) -> torch.Tensor:
+        found = uniform(like, generators)
+        drawn.append(found.flatten().tolist())
+        return found
+
+    monkeypatch.setattr(randomisation, "uniform", recorded)
+    config = small_config(*THROUGH, "defense.name=pgd_at", "ensemble.members=1", "cluster.backend=local")
+    for name in ("one", "again"):
+        train_locally(config, tmp_path / name, until_epoch=1)
+    assert len(drawn) == 2 * 5 * 3
+    assert drawn[:15] == drawn[15:]
+    assert len({tuple(numbers[:9]) for numbers in drawn[:15]}) == 15
 
 
 def test_a_defense_that_is_not_trained_through_changes_neither_weights_nor_checkpoints(tmp_path: Path) -> None:
