@@ -13,6 +13,7 @@ from eat_dist.errors import EatError
 from eat_dist.storage import Folder
 from eat_dist.studies.plan import StudyRun
 from eat_dist.studies.record import Record
+from eat_dist.tracking import end_run
 
 # What a run's process elsewhere is to know of this one's environment: where MLflow is.
 _PASSED_ON = ("MLFLOW_TRACKING_URI", "MLFLOW_EXPERIMENT_NAME")
@@ -134,4 +135,4 @@ def close_abandoned(folder: Folder, runs: Sequence[StudyRun], records: Mapping[s
         tracking = run.config.tracking
         if not tracking.enabled or records[run.name].status == "FINISHED" or not here.exists("run.json"):
             continue
-        (tracking.uri, here.read_json("run.json").get("mlflow_run_id"), "KILLED")
+        end_run(tracking.uri, here.read_json("run.json").get("mlflow_run_id"), "KILLED")
