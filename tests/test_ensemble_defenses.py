@@ -143,7 +143,10 @@ def test_dverge_trains_each_member_on_what_all_others_distilled(
             assert merged.transfer_matrix[rank, entry.sender] == pytest.approx(rate)
             total = total + part
         case.assert_left_by_step(rank, total)
-        assert merged.members[rank].clean_loss is None
+        with torch.no_grad():
+            clean = loss(case.attackers[rank][0](case.batches[rank].images), LABELS[rank])
+        assert merged.members[rank].clean_loss == pytest.approx(clean.item())
+        assert (merged.members[rank].adversarial_loss, merged.members[rank].fooled_rate) == (None, None)
         assert results[rank].passes == pytest.approx(steps + 1 / 3 + 2)
 
 
@@ -152,12 +155,12 @@ def test_distillation_brings_the_features_nearer_to_those_of_the_other_image() -
     from eat_dist.defenses.dverge import _distilled
 
     learner, images = case.learners[0], case.batches[0].images
-    found, steps = _distilled(learner, case.batches[0])
+    found = _distilled(learner, case.batches[0])
     features = case.attackers[0][0].features
     targets = features(images)[torch.from_numpy(whole_batch(generator("distil", 0)).permutation(8))]
     before = (features(images) - targets).square().sum(dim=(1, 2, 3))
-    after = (features(found) - targets).square().sum(dim=(1, 2, 3))
-    assert steps == 10
-    assert (found - images).abs().max() <= 0.3 + 1e-12
+    after = (features(found.images) - targets).square().sum(dim=(1, 2, 3))
+    assert found.steps == 10
+    assert (found.images - images).abs().max() <= 0.3 + 1e-12
     assert (after <= before).all()
     assert after.sum() < 0.7 * before.sum()

@@ -14,9 +14,10 @@ SCALE = 5.0
 
 
 def divergence(loss: torch.nn.Module, clean: torch.Tensor, attacked: torch.Tensor, scale: float) -> torch.Tensor:
-    """Mean over the images of Σ_c p_c log(p_c / q_c), class by class."""
-    total = torch.zeros((), dtype=torch.float64)
-    for a, b in zip(loss.similarities(clean), loss.similarities(attacked), strict=True):
+    """Mean over the images of Σ_c p_c log(p_c / q_c), class by class, with the proxies as numbers."""
+    total, proxies = torch.zeros((), dtype=torch.float64), loss.proxies.detach()
+    for x, z in zip(clean, attacked, strict=True):
+        a, b = (torch.cosine_similarity(embedding[None], proxies) for embedding in (x, z))
         p, q = (scale * a).exp() / (scale * a).exp().sum(), (scale * b).exp() / (scale * b).exp().sum()
         for mine, other in zip(p, q, strict=True):
             total = total + mine * (mine / other).log()

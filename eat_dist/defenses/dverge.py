@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 from torch import nn
 
@@ -40,43 +42,59 @@ def dverge(learner: Learner, batch: Batch, ensemble: EnsembleStatistics) -> Step
     distil the same pairs and train from pretrained networks; here each member distils its own batch, from the first
     iteration on. Distillation is in evaluation mode, like every attack here.
 
-    On record are loss and fooled rate on each received batch (so the transfer matrix is that of distilled images);
-    a member sees no image of its own in training mode, hence no clean loss.
+    On record are loss and fooled rate on each received batch, so the transfer matrix is that of distilled images; and
+    the clean loss, in evaluation mode, from the same forward pass as g_j(x).
 
     Passes: the steps, a third for g_j(x), and M − 1 of the update.
     """
     waits, members = Waits(), learner.exchange.size
-    distilled, steps = _distilled(learner, batch)
-    message = {"images": distilled, "labels": batch.labels}
+    own = _distilled(learner, batch)
+    message = {"images": own.images, "labels": batch.labels}
     arrived = await_batches(learner.exchange.send(TransferPlan.from_all(members), message), waits)
+    learner.loss.observe(own.clean_embeddings, batch.labels)
+    with torch.no_grad():
+        measured = Measured(clean_loss=learner.loss(own.clean_embeddings, batch.labels))
     peers = [on_received(learner, sender, tensors) for sender, tensors in arrived]
-    for peer in peers:
-        learner.loss.observe(peer.embeddings.detach(), peer.labels)
-    statistics = statistics_of(learner, batch, ensemble, Measured(), [peer.measured for peer in peers])
+    statistics = statistics_of(learner, batch, ensemble, measured, [peer.measured for peer in peers])
     pending = learner.exchange.submit(statistics, ensemble)
     torch.stack([peer.loss for peer in peers]).sum().backward()  # type: ignore[no-untyped-call]
-    return StepResult(await_merged(pending, waits), steps + 1 / 3 + len(peers), waits)
+    return StepResult(await_merged(pending, waits), own.steps + 1 / 3 + len(peers), waits)
 
 
-def _distilled(learner: Learner, batch: Batch) -> tuple[torch.Tensor, int]:
-    """The own batch as sources, in its order, with other images' features; and the steps it took."""
+@dataclass(frozen=True)
+class _Distilled:
+    """The own batch as sources, in its order, with other images' features; and what else is known of it.
+
+    Attributes:
+        images: z_j, [B, C, H, W].
+        steps: Each of them a pass.
+        clean_embeddings: [B, D] of the batch itself, in evaluation mode, detached.
+    """
+
+    images: torch.Tensor
+    steps: int
+    clean_embeddings: torch.Tensor
+
+
+def _distilled(learner: Learner, batch: Batch) -> _Distilled:
     epsilon, steps = learner.options["distil_epsilon"], learner.options["distil_steps"]
     ball = learner.attack.ball if epsilon is None else Ball(learner.attack.ball.norm, epsilon)
     steps = learner.attack.num_steps if steps is None else steps
-    network, replicas = _Features(learner.embedder), learner.replicas
-    with frozen(network), torch.no_grad():
-        own = replicas.gather(network(batch.images))
-    pairing = torch.from_numpy(whole_batch(learner.generator("distil")).permutation(len(own))).to(own.device)
-    targets = own[pairing[replicas.rows]]
+    embedder, replicas = learner.embedder, learner.replicas
+    with frozen(embedder), torch.no_grad():
+        maps = embedder.features(batch.images)
+        clean_embeddings = replicas.gather(embedder.embed(maps))
+    pairing = torch.from_numpy(whole_batch(learner.generator("distil")).permutation(len(batch.labels)))
+    targets = replicas.gather(maps.flatten(1))[pairing[replicas.rows].to(maps.device)]
     result = ascend(
-        WhiteBox(network, lambda features: -(features - targets).square().sum(dim=1)),
+        WhiteBox(_Features(embedder), lambda features: -(features - targets).square().sum(dim=1)),
         batch.images,
         start=batch.images,
         step=MomentumStep(ball, ball.epsilon / steps),
         ball=ball,
         num_steps=steps,
     )
-    return result.images, steps
+    return _Distilled(result.images, steps, clean_embeddings)
 
 
 class _Features(nn.Module):

@@ -168,7 +168,7 @@ class Measured:
     Attributes:
         clean_loss: Scalar.
         adversarial_loss: Scalar.
-        similarities: [B, C] to the proxies, of the own adversarial batch.
+        similarities: [B, C] to the proxies, of the own adversarial batch; at any positive scale.
         labels: [B] its labels.
         displacement: Scalar.
     """

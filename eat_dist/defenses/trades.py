@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import torch
+from torch import nn
 from torch.nn import functional
 
-from eat_dist.attacks import Objective, WhiteBox, frozen, normal
+from eat_dist.attacks import WhiteBox, frozen, normal
 from eat_dist.batch import Batch
 from eat_dist.defenses.table import (
     Learner,
@@ -31,22 +32,24 @@ def trades(learner: Learner, batch: Batch, ensemble: EnsembleStatistics) -> Step
     differentiates both p(x) and p(x̃), as there.
 
     Deviations: PAL instead of the cross-entropy, proxies instead of a classifier; clean and adversarial images share
-    BatchNorm's statistics, as under the other defenses here. ``adversarial_share`` is not used: β takes its place.
+    BatchNorm's statistics, as under the other defenses here. ``adversarial_share`` is not used: β takes its place. And
+    the divergence trains the network alone, with the proxies fixed. Else it is zero where one proxy is nearest to every
+    image, which costs PAL, a mean over the proxies, little: with learnable proxies that is where training ended on the
+    digits (all images of one class, attacked or not), with the cross-entropy it is not to be had.
 
     Passes: K of the attack, a third for p(x), 2 of the update.
     """
-    scale: float = learner.options["softmax_scale"]
-    adversarial = _attacked(learner, batch, scale)
+    adversarial = _attacked(learner, batch)
     embeddings = learner.model(torch.cat([batch.images, adversarial]))
     clean, attacked = embeddings.split(len(batch.labels))
     learner.loss.observe(clean.detach(), batch.labels)
     clean_loss = learner.loss(clean, batch.labels)
-    similarities = learner.loss.similarities(attacked)
-    divergence = _divergence(scale * learner.loss.similarities(clean), scale * similarities).mean()
+    logits = _logits(learner, attacked)
+    divergence = _divergence(_logits(learner, clean), logits).mean()
     with torch.no_grad():
         adversarial_loss = learner.loss(attacked, batch.labels)
         displacement = (attacked - clean).norm(dim=1).mean()
-    measured = Measured(clean_loss, adversarial_loss, similarities, batch.labels, displacement)
+    measured = Measured(clean_loss, adversarial_loss, logits, batch.labels, displacement)
     pending = learner.exchange.submit(statistics_of(learner, batch, ensemble, measured, []), ensemble)
     total = clean_loss + learner.options["kl_weight"] * divergence
     total.backward()
@@ -54,16 +57,20 @@ def trades(learner: Learner, batch: Batch, ensemble: EnsembleStatistics) -> Step
     return StepResult(await_merged(pending, waits), learner.attack.num_steps + 1 / 3 + 2, waits)
 
 
-def _attacked(learner: Learner, batch: Batch, scale: float) -> torch.Tensor:
+def _attacked(learner: Learner, batch: Batch) -> torch.Tensor:
     with frozen(learner.model), torch.no_grad():
-        clean = scale * learner.loss.similarities(learner.model(batch.images))
+        clean = _logits(learner, learner.model(batch.images))
     start = batch.images + START_DEVIATION * normal(batch.images, learner.generator("attack"))
-    surface = WhiteBox(learner.model, _away_from(clean, learner, scale))
+    surface = WhiteBox(learner.model, lambda embeddings: _divergence(clean, _logits(learner, embeddings)))
     return learner.attack.advance(surface, batch.images, start, num_steps=learner.attack.num_steps).images
 
 
-def _away_from(clean: torch.Tensor, learner: Learner, scale: float) -> Objective:
-    return lambda embeddings: _divergence(clean, scale * learner.loss.similarities(embeddings))
+def _logits(learner: Learner, embeddings: torch.Tensor) -> torch.Tensor:
+    """σ·similarities to the fixed proxies, [B, D] → [B, C]."""
+    assert isinstance(learner.loss, nn.Module)
+    with frozen(learner.loss):
+        logits: torch.Tensor = learner.options["softmax_scale"] * learner.loss.similarities(embeddings)
+    return logits
 
 
 def _divergence(clean: torch.Tensor, adversarial: torch.Tensor) -> torch.Tensor:

@@ -64,12 +64,18 @@ class Embedder(nn.Module):
         """[B, C, H, W] in [0, 1] → the backbone's feature maps [B, out_channels, h, w], in the images' dtype."""
         return self.execution.run(self.backbone, self._normalised(images)).to(images.dtype)
 
+    def embed(self, features: torch.Tensor) -> torch.Tensor:
+        """Feature maps [B, out_channels, h, w] → embeddings [B, D] of length 1, in the maps' dtype."""
+        return functional.normalize(self._headed(features), dim=1)
+
     def _normalised(self, images: torch.Tensor) -> torch.Tensor:
         normalised = (images - self.mean) / self.std  # repeats a single channel, if the backbone takes three
         return normalised.flip(1) if self.bgr else normalised
 
     def _project(self, normalised: torch.Tensor) -> torch.Tensor:
-        features = self.backbone(normalised)
+        return self._headed(self.backbone(normalised))
+
+    def _headed(self, features: torch.Tensor) -> torch.Tensor:
         pooled = functional.adaptive_avg_pool2d(features, 1) + functional.adaptive_max_pool2d(features, 1)
         projected: torch.Tensor = self.head(pooled.flatten(1))
         return projected
