@@ -95,12 +95,13 @@ class Console:
     def summary(self, summary: dict[str, Any]) -> None:
         """The closing table of a run, if it was evaluated."""
         if "clean" in summary:
-            self._figures(summary["defense"], summary["dataset"], summary["evaluation"], summary, summary["members"])
+            name = _behind(summary["defense"], summary["inference"])
+            self._figures(name, summary["dataset"], summary["evaluation"], summary, summary["members"])
             self._inference(summary["inference"])
 
     def evaluation(self, results: dict[str, Any]) -> None:
         """The closing table of an evaluation, the score beside the clean R@1, and the verdict."""
-        name = results["defense"] or results["target"]["name"]
+        name = _behind(results["defense"] or results["target"]["name"], results["inference"])
         whole = "model" if results["target"]["kind"] == "module" else "ensemble"
         self._figures(name, results["dataset"], results, results["ensemble"], results["members"], whole=whole)
         self._inference(results["inference"])
@@ -214,6 +215,10 @@ def _describe(ensemble: EnsembleStatistics, schedule: Schedule) -> str:
 def _mean(ensemble: EnsembleStatistics, name: str) -> float | None:
     values = [value for entry in ensemble.members if (value := getattr(entry, name)) is not None]
     return sum(values) / len(values) if values else None
+
+
+def _behind(name: str, about: dict[str, Any] | None) -> str:
+    return name if about is None else f"{name} behind {about['name']}"
 
 
 def _cells(figures: dict[str, Any]) -> list[str]:

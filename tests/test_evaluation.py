@@ -231,7 +231,7 @@ def test_results_are_the_file_and_have_the_promised_form(test_set, tmp_path):
         "queries": 150,
         "gallery": 150,
         **{name: [] for name in ("curves", "fractions_table", "ladder", "norms", "sanity")},
-        **dict.fromkeys(("transfer", "ers", "detector")),
+        **dict.fromkeys(("inference", "transfer", "ers", "detector")),
     }
     assert len(results["members"]) == 2
     figures = {

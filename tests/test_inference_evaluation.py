@@ -100,6 +100,7 @@ def test_a_non_adaptive_figure_stands_beside_the_adaptive_one_and_nowhere_else(
     assert (
         "behind the defense at inference 'randomisation', in %; adaptive: through it (BPDA, 5 draws a step)" in printed
     )
+    assert "natural behind randomisation on digits" in printed
     assert f"pgd10/{OBJECTIVE} │ adaptive │" in printed
     assert printed.count("│ non-adaptive │") == 1
     assert "sanity check passed: an attacker who knows the defense at inference" in printed

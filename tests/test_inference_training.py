@@ -8,12 +8,13 @@ import pytest
 import torch
 from test_defenses import ATTACK, Case
 
-from eat_dist.attacks import WhiteBox
+from eat_dist.attacks import Generators, WhiteBox
 from eat_dist.attacks.objectives import batch_loss
+from eat_dist.attacks.randomness import uniform
 from eat_dist.config import InferenceConfig
 from eat_dist.errors import ConfigError
 from eat_dist.history import read_history
-from eat_dist.inference import Defended
+from eat_dist.inference import Defended, randomisation
 from eat_dist.inference.table import make_transform
 from eat_dist.seeding import generator
 from eat_dist.storage import Folder
@@ -22,51 +23,44 @@ from small_runs import largest_difference, small_config, train_locally, weights
 THROUGH = ["inference.name=randomisation", "inference.training=true"]
 
 
-def through(case: Case, config: InferenceConfig) -> list[torch.Generator]:
-    """Put the only learner behind a defense that draws from a generator, which is handed back."""
-    drawn = generator("drawn")
-    [learner] = case.learners
-    learner.model = Defended(learner.model, config, generators=lambda: drawn).train()
-    return [drawn]
+def step_through(case: Case, config: InferenceConfig) -> None:
+    """A step of the only learner behind a defense; its bare network is put back to be looked at."""
+    drawn, [learner] = generator("drawn"), case.learners
+    bare = learner.model
+    learner.model = Defended(bare, config, generators=lambda: drawn).train()
+    case.step()
+    learner.model = bare
 
 
 def test_a_natural_step_learns_from_the_transformed_images() -> None:
     """PAL of the images as the transform leaves them, with the generator's own numbers."""
     case, config = Case(1, name="natural"), InferenceConfig(name="randomisation")
-    through(case, config)
-    case.step()
+    step_through(case, config)
     model, loss = case.twins[0]
     images = make_transform(config, pool=None)(case.batches[0].images, generator("drawn"))
     assert images.shape == (8, 1, 9, 9)
-    case.learners[0].model = case.learners[0].model.model
     case.assert_left_by_step(0, loss(model(images), case.batches[0].labels))
 
 
 def test_adversarial_training_attacks_and_learns_through_the_transform() -> None:
     """Every pass has the next numbers: four attack steps one after the other, then clean and adversarial at once."""
     case, config = Case(1, name="pgd_at", adversarial_share=0.5), InferenceConfig(name="randomisation")
-    through(case, config)
-    case.step()
+    step_through(case, config)
     model, loss = case.twins[0]
     drawn, transform = generator("drawn"), make_transform(config, pool=None)
     attacker, batch = case.attackers[0][0], case.batches[0]
-    surface = WhiteBox(lambda_module(lambda images: attacker(transform(images, drawn))), batch_loss(loss, batch.labels))
+
+    class Through(torch.nn.Module):
+        def forward(self, images: torch.Tensor) -> torch.Tensor:
+            embeddings: torch.Tensor = attacker(transform(images, drawn))
+            return embeddings
+
+    surface = WhiteBox(Through(), batch_loss(loss, batch.labels))
     start = case.random_start(0)
     adversarial = ATTACK.advance(surface, batch.images, start, num_steps=ATTACK.num_steps).images
     both = model(transform(torch.cat([batch.images, adversarial]), drawn))
     total = 0.5 * loss(both[:8], batch.labels) + 0.5 * loss(both[8:], batch.labels)
-    case.learners[0].model = case.learners[0].model.model
     case.assert_left_by_step(0, total)
-
-
-def lambda_module(function: object) -> torch.nn.Module:
-    class Calls(torch.nn.Module):
-        def forward(self, images: torch.Tensor) -> torch.Tensor:
-            assert callable(function)
-            embeddings: torch.Tensor = function(images)
-            return embeddings
-
-    return Calls()
 
 
 @pytest.mark.parametrize("defense", ["natural", "pgd_at"])
@@ -88,6 +82,24 @@ def test_two_runs_of_one_seed_are_the_same_also_when_one_of_them_is_interrupted(
             small_config(*THROUGH, "defense.name=natural", "cluster.backend=local", *changed), tmp_path / changed[0]
         )
         assert largest_difference(weights(tmp_path / "one"), weights(tmp_path / changed[0])) > 0
+
+
+def test_every_pass_has_numbers_of_its_own_and_they_repeat(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Two attack steps and an update in each of five iterations: an attack has not seen what is learnt from."""
+    drawn: list[list[float]] = []
+
+    def recorded(like: torch.Tensor, generators: Generators | None) -> torch.Tensor:
+        found = uniform(like, generators)
+        drawn.append(found.flatten().tolist())
+        return found
+
+    monkeypatch.setattr(randomisation, "uniform", recorded)
+    config = small_config(*THROUGH, "defense.name=pgd_at", "ensemble.members=1", "cluster.backend=local")
+    for name in ("one", "again"):
+        train_locally(config, tmp_path / name, until_epoch=1)
+    assert len(drawn) == 2 * 5 * 3
+    assert drawn[:15] == drawn[15:]
+    assert len({tuple(numbers[:9]) for numbers in drawn[:15]}) == 15
 
 
 def test_a_defense_that_is_not_trained_through_changes_neither_weights_nor_checkpoints(tmp_path: Path) -> None:
