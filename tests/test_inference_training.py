@@ -23,51 +23,44 @@ from small_runs import largest_difference, small_config, train_locally, weights
 THROUGH = ["inference.name=randomisation", "inference.training=true"]
 
 
-def through(case: Case, config: InferenceConfig) -> list[torch.Generator]:
-    """Put the only learner behind a defense that draws from a generator, which is handed back."""
-    drawn = generator("drawn")
-    [learner] = case.learners
-    learner.model = Defended(learner.model, config, generators=lambda: drawn).train()
-    return [drawn]
+def step_through(case: Case, config: InferenceConfig) -> None:
+    """A step of the only learner behind a defense; its bare network is put back to be looked at."""
+    drawn, [learner] = generator("drawn"), case.learners
+    bare = learner.model
+    learner.model = Defended(bare, config, generators=lambda: drawn).train()
+    case.step()
+    learner.model = bare
 
 
 def test_a_natural_step_learns_from_the_transformed_images() -> None:
     """PAL of the images as the transform leaves them, with the generator's own numbers."""
     case, config = Case(1, name="natural"), InferenceConfig(name="randomisation")
-    through(case, config)
-    case.step()
+    step_through(case, config)
     model, loss = case.twins[0]
     images = make_transform(config, pool=None)(case.batches[0].images, generator("drawn"))
     assert images.shape == (8, 1, 9, 9)
-    case.learners[0].model = case.learners[0].model.model
     case.assert_left_by_step(0, loss(model(images), case.batches[0].labels))
 
 
 def test_adversarial_training_attacks_and_learns_through_the_transform() -> None:
     """Every pass has the next numbers: four attack steps one after the other, then clean and adversarial at once."""
     case, config = Case(1, name="pgd_at", adversarial_share=0.5), InferenceConfig(name="randomisation")
-    through(case, config)
-    case.step()
+    step_through(case, config)
     model, loss = case.twins[0]
     drawn, transform = generator("drawn"), make_transform(config, pool=None)
     attacker, batch = case.attackers[0][0], case.batches[0]
-    surface = WhiteBox(lambda_module(lambda images: attacker(transform(images, drawn))), batch_loss(loss, batch.labels))
+
+    class Through(torch.nn.Module):
+        def forward(self, images: torch.Tensor) -> torch.Tensor:
+            embeddings: torch.Tensor = attacker(transform(images, drawn))
+            return embeddings
+
+    surface = WhiteBox(Through(), batch_loss(loss, batch.labels))
     start = case.random_start(0)
     adversarial = ATTACK.advance(surface, batch.images, start, num_steps=ATTACK.num_steps).images
     both = model(transform(torch.cat([batch.images, adversarial]), drawn))
     total = 0.5 * loss(both[:8], batch.labels) + 0.5 * loss(both[8:], batch.labels)
-    case.learners[0].model = case.learners[0].model.model
     case.assert_left_by_step(0, total)
-
-
-def lambda_module(function: object) -> torch.nn.Module:
-    class Calls(torch.nn.Module):
-        def forward(self, images: torch.Tensor) -> torch.Tensor:
-            assert callable(function)
-            embeddings: torch.Tensor = function(images)
-            return embeddings
-
-    return Calls()
 
 
 @pytest.mark.parametrize("defense", ["natural", "pgd_at"])
