@@ -60,6 +60,15 @@ def test_a_row_is_the_mean_and_the_sample_deviation_over_its_seeds(tmp_path: Pat
     assert row(comparison, "pgd_at").seconds.mean == pytest.approx(91.0)
 
 
+def test_a_part_of_a_pass_is_counted_too(tmp_path: Path) -> None:
+    content = study_json(ROWS)
+    for run in content["runs"]:
+        run["passes"] += 0.667  # of a forward pass alone
+    [comparison] = compare(read_study(write_study(tmp_path, content)))
+
+    assert row(comparison, "eat").passes.mean == pytest.approx(9135.667)
+
+
 def test_differences_are_of_the_same_seed_and_to_the_best_other_row(tmp_path: Path) -> None:
     comparison = compared(tmp_path, ROWS)
 

@@ -56,7 +56,7 @@ class Record:
     figures: dict[str, float] | None = None
     measured: dict[str, str] | None = None
     failed_checks: list[str] | None = None
-    passes: int | None = None
+    passes: float | None = None
     training_seconds: float | None = None
 
     @classmethod
@@ -86,7 +86,7 @@ class Record:
         self.figures = figures_of(results["ensemble"])
         self.measured = measurement({"evaluation": results, "attacked": results["ensemble"]["attacked"]})
         self.failed_checks = failed_checks(results)
-        self.passes = summary["passes"] * summary["members_trained"]
+        self.passes = round(summary["passes"] * summary["members_trained"], 3)
         self.training_seconds = round(_seconds_of_iterations(folder), 3)
         self.mlflow_run_id = summary["mlflow_run_id"]
         self.status, self.error = "FINISHED", None

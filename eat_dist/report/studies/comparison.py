@@ -43,7 +43,7 @@ class Row:
     @property
     def passes(self) -> Value:
         """Forward-backward passes over a batch, of all members: as counted."""
-        return _value([float(run.passes) for run in self.runs if run.passes is not None])
+        return _value([run.passes for run in self.runs if run.passes is not None])
 
     @property
     def seconds(self) -> Value:

@@ -36,7 +36,7 @@ class Run(_Part):
     figures: dict[str, Figure] | None = None
     measured: dict[str, str] | None = None
     failed_checks: list[str] | None = None
-    passes: int | None = None
+    passes: Figure = None
     training_seconds: Figure = None
 
 
