@@ -22,7 +22,7 @@ ROWS = {
 
 
 @pytest.mark.ray
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.timeout(900)
 def test_a_study_fills_the_cluster_and_goes_on_when_it_is_given_again(tmp_path: Path, ray_session: None) -> None:
     """Slow: Ray's starting of processes. Four rows on two CPUs; one fails, one has its member in a Ray worker."""
