@@ -102,9 +102,10 @@ class Console:
     def summary(self, summary: dict[str, Any]) -> None:
         """The closing table of a run, if it was evaluated."""
         if "clean" in summary:
-            name = _behind(summary["defense"], summary["inference"])
+            about = summary.get("inference")  # runs of an earlier version say nothing of it
+            name = _behind(summary["defense"], about)
             self._figures(name, summary["dataset"], summary["evaluation"], summary, summary["members"])
-            self._inference(summary["inference"])
+            self._inference(about)
 
     def evaluation(self, results: dict[str, Any]) -> None:
         """The closing table of an evaluation, the score beside the clean R@1, and the verdict."""

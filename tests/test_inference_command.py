@@ -167,3 +167,29 @@ def test_an_ensemble_saved_by_an_earlier_version_is_undefended(run: Run, tmp_pat
     file.write_text(json.dumps(found | {"schema": 2}))
     assert load_spec(str(file.parent)).inference.name == "none"
     assert not defenses_of([load_ensemble(str(file.parent))])
+
+
+MODULE = """
+import torch
+from torch import nn
+
+
+def build():
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Conv2d(1, 16, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(3), nn.Flatten())
+"""
+
+
+def test_anybodys_model_is_measured_behind_a_defense(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "my_network.py").write_text(MODULE)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    arguments = settings(*TINY[-4:], "tracking.enabled=false", "cluster.backend=local", "inference.name=randomisation")
+    code, out, error = run("evaluate", "my_network:build", "--normalise", *arguments)
+    assert code == 0, error
+    assert "my_network:build behind randomisation on digits" in " ".join(out.split())
+    assert "one pass misleads an attack" not in error
+    folder = tmp_path / "evaluations/my_network-build-randomisation"
+    results = json.loads((folder / "evaluation/quick/summary.json").read_text())
+    [row] = results["inference"]["attacks"]
+    assert row["adaptive"] != row["non_adaptive"]
+    assert results["inference"]["eot_draws"] == 2

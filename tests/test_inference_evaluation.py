@@ -29,7 +29,7 @@ from evaluation_cases import undefended as trained
 
 OBJECTIVE = "nearest_wrong_centroid"
 CONFIG = EvaluationConfig(num_steps=10, objectives=(OBJECTIVE,), kmeans_seeds=1, members=False, eot_draws=5)
-IMAGES = 8
+IMAGES = 16
 # Milder than the papers' where those leave nothing of 8×8 pixels.
 DEFENSES: dict[str, dict[str, Any]] = {
     "randomisation": {"name": "randomisation"},

@@ -93,10 +93,7 @@ def evaluate_target(
         run.create()  # a folder that can be read only is found out before the first attack, not after
     behind = config.inference.name
     own = run is None or config_of(run).inference == config.inference
-    if run is not None:
-        folder = run if own else run.child(f"inference/{behind}")
-    else:
-        folder = Folder.at(output or f"evaluations/{_slug(target)}" + ("" if behind == NONE else f"-{behind}"))
+    folder = _folder_of(target, output, behind) if run is None else run if own else run.child(f"inference/{behind}")
     placed = with_data_prepared(with_absolute_paths(config), console)
     subject = Subject(target, placed, normalise=normalise, other=other)
     results = evaluate_subject(
@@ -138,6 +135,11 @@ def _track(
     finally:
         tracker.close(status)
     return tracker.uri, tracker.run_id
+
+
+def _folder_of(target: str, output: str | None, behind: str) -> Folder:
+    """Of a model that is no run."""
+    return Folder.at(output or f"evaluations/{_slug(target)}" + ("" if behind == NONE else f"-{behind}"))
 
 
 def _run_name(folder: Folder) -> str:
