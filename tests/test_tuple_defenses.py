@@ -55,6 +55,13 @@ def clean(case: Case, rank: int) -> torch.Tensor:
         return case.attackers[rank][0](case.batches[rank].images)
 
 
+def spread_proxies(case: Case) -> None:
+    """Proxies among the images' embeddings, so that not all images have the same nearest one."""
+    for rank, (_, loss) in enumerate(case.twins):
+        for proxies in (loss.proxies, case.learners[rank].loss.proxies):
+            proxies.data = clean(case, rank)[::2].clone()
+
+
 def mined(case: Case, rank: int, method: str, embeddings: torch.Tensor | None = None) -> Triplets:
     points = clean(case, rank) if embeddings is None else embeddings
     return mine(LABELS[rank], generator("triplets", rank), method=method, embeddings=points, margin=MARGIN)  # type: ignore[arg-type]
@@ -142,6 +149,7 @@ def test_act_pulls_positive_and_negative_together_and_trains_them_apart(
     mining: str | None, margin: float | None
 ) -> None:
     case = Case(2, name="act", mining=mining, triplet_margin=margin)
+    spread_proxies(case)
     results = case.step()
     for rank, (model, _) in enumerate(case.twins):
         images, triplets = case.batches[rank].images, mined(case, rank, mining or "random")
@@ -178,6 +186,7 @@ def test_hm_attacks_all_three_up_to_a_hardness_and_adds_the_intra_class_structur
     weight: float | None, previous: list[float | None]
 ) -> None:
     case = Case(2, name="hm", ics_weight=weight)
+    spread_proxies(case)
     hardest = destinations(case, previous)
     results = case.step()
     for rank, (model, _) in enumerate(case.twins):

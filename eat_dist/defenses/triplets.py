@@ -60,7 +60,7 @@ def mine(
 
     Args:
         labels: [B] int64.
-        generators: The only source of random numbers; two draws of B·B. Of a batch that several replicas share, every
+        generators: The only source of random numbers; one draw of B·B. Of a batch that several replicas share, every
             one of them gets the whole choice.
         method: How.
         embeddings: [B, D], what distances are measured on; ``random`` needs none.
@@ -80,20 +80,21 @@ def mine(
         )
     generator = generators.generator if isinstance(generators, Interleaved) else generators
     assert isinstance(generator, torch.Generator)
-    drawn = torch.rand(2, *same.shape, generator=generator, device=labels.device)
+    # One number a pair: no image is both, so positives and negatives are drawn independently all the same.
+    drawn = torch.rand(same.shape, generator=generator, device=labels.device)
     if method == "random":
-        return Triplets(_drawn(positive, drawn[0]), _drawn(negative, drawn[1]))
+        return Triplets(_drawn(positive, drawn), _drawn(negative, drawn))
     assert embeddings is not None, f"mining by '{method}' compares distances"
     distances = torch.cdist(embeddings, embeddings, compute_mode="donot_use_mm_for_euclid_dist").detach()
     if method == "softhard":
         farthest = distances.masked_fill(~positive, float("-inf")).amax(dim=1, keepdim=True)
         nearest = distances.masked_fill(~negative, float("inf")).amin(dim=1, keepdim=True)
-        positives = _drawn(_if_any(positive & (distances > nearest), positive), drawn[0])
-        return Triplets(positives, _drawn(_if_any(negative & (distances < farthest), negative), drawn[1]))
-    positives = _drawn(positive, drawn[0])
+        positives = _drawn(_if_any(positive & (distances > nearest), positive), drawn)
+        return Triplets(positives, _drawn(_if_any(negative & (distances < farthest), negative), drawn))
+    positives = _drawn(positive, drawn)
     to_positive = distances.gather(1, positives[:, None])
     beyond = negative & (distances > to_positive) & (distances < to_positive + margin)
-    return Triplets(positives, _drawn(_if_any(beyond, negative), drawn[1]))
+    return Triplets(positives, _drawn(_if_any(beyond, negative), drawn))
 
 
 def mine_clean(learner: Learner, batch: Batch) -> tuple[Triplets, float]:
