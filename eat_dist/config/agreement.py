@@ -112,13 +112,13 @@ def _of_replicas(config: RunConfig) -> Iterable[str]:
             f"cluster.replicas_per_member = {replicas}; got {data.batch_size}. Use "
             + (f"{higher - step} or {higher}" if higher > step else f"{higher}")
         )
-    if config.defense.name == "eat" and config.defense.transfer_rule == "joint" and config.ensemble.members > 1:
-        yield f"the rule 'joint' runs in one process: cluster.replicas_per_member must be 1; got {replicas}"
     if config.defense.name in _ATTACKING_TUPLES:
         yield (
             f"the defense '{config.defense.name}' attacks tuples, whose images different replicas hold: "
             f"cluster.replicas_per_member must be 1; got {replicas}"
         )
+    if config.defense.name == "eat" and config.defense.transfer_rule == "joint" and config.ensemble.members > 1:
+        yield f"the rule 'joint' runs in one process: cluster.replicas_per_member must be 1; got {replicas}"
     if config.train.compile and not config.model.freeze_batch_norm:
         yield (
             "train.compile cannot compile BatchNorm that talks to other replicas: set model.freeze_batch_norm to true, "

@@ -150,7 +150,6 @@ class DefenseConfig(_Section):
     temperature: Number = Field(1.0, gt=0, description="τ of the rule 'hardest'.")
     peers: int = Field(1, ge=1, description="k: adversarial batches received an iteration.")
     relay_steps: int | None = Field(None, ge=1, description="K₁ of the rule 'relay'; default: K // 2.")
-    momentum: Number = Field(0.9, ge=0, lt=1, description="Of the moving averages the coordinator keeps.")
     perturbed_role: Literal["anchor", "positive", "negative"] | None = Field(
         None, description="The role of a tuple that is attacked (robust_dml)."
     )
@@ -159,6 +158,7 @@ class DefenseConfig(_Section):
         None, description="How triplets are chosen (est, act, hm)."
     )
     ics_weight: Number | None = Field(None, ge=0, description="λ of the intra-class structure; 0: off (hm).")
+    momentum: Number = Field(0.9, ge=0, lt=1, description="Of the moving averages the coordinator keeps.")
 
 
 class SplitConfig(_Section):
