@@ -207,6 +207,7 @@ def main(*command: str) -> None:
         *command: Words put before the arguments given, for a script that stands for one subcommand (``jobs/``).
     """
     sys.argv[1:1] = command
+    warnings.simplefilter("ignore", DeprecationWarning)  # of libraries among themselves, whatever they switch on
     warnings.showwarning = lambda message, *_, **__: print(f"warning: {message}", file=sys.stderr)
     logging.basicConfig(level=logging.WARNING, format="warning: %(message)s", stream=sys.stderr)
     # So that a job that is stopped, or a node that is taken away, ends its MLflow run like Ctrl-C does.
