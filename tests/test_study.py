@@ -277,7 +277,7 @@ def test_ctrl_c_is_one_line_and_the_same_command_goes_on(
     assert second["weights_sha256"] == digest(finished, "pgd_at-digits-s0")
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_killed_study_goes_on_where_it_was(tmp_path: Path, finished: Path) -> None:
     """Slow: two more processes. SIGKILL while the second run trains: the first stays, the second goes on."""
     study = write(tmp_path, set={"train.epochs": 40})
