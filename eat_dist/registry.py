@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Callable, Iterator
-from typing import Generic, TypeVar
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, Generic, TypeVar
 
 from eat_dist.errors import ConfigError
 
@@ -49,3 +49,31 @@ class Registry(Generic[T]):
 
     def __iter__(self) -> Iterator[str]:
         return iter(sorted(self._entries))
+
+
+def own_options(
+    kind: str, name: str, *, section: str, defaults: Mapping[str, Any], given: Mapping[str, Any]
+) -> dict[str, Any]:
+    """A component's own options: those that are set, its defaults for the others.
+
+    Args:
+        kind: As a :class:`Registry` has it.
+        name: Of the component.
+        section: Of the config that chooses it by ``name`` and has its options.
+        defaults: Of the options that it takes.
+        given: The options that are set.
+
+    Raises:
+        ConfigError: One is set that it does not take.
+    """
+    foreign = [f"{section}.{option} = {_told(value)}" for option, value in given.items() if option not in defaults]
+    if foreign:
+        takes = f"takes the options {', '.join(defaults)}" if defaults else "has no options"
+        raise ConfigError(
+            f"the {kind} '{name}' {takes}; got {', '.join(foreign)}. Leave that out, or choose another {section}.name."
+        )
+    return {**defaults, **given}
+
+
+def _told(value: object) -> str:
+    return f"{value:g}" if isinstance(value, float) else str(value)

@@ -58,3 +58,17 @@ def opened(browser: Browser, page_file: Path, *, width: int = 1200, scheme: Any 
     page = context.new_page()
     page.goto(page_file.as_uri())
     return page
+
+
+def watched(browser: Browser, page_file: Path) -> tuple[Page, list[str], list[str]]:
+    """The page, once it is all there; what it asked for beyond itself; and the complaints on the way."""
+    page = browser.new_context().new_page()
+    requests: list[str] = []
+    complaints: list[str] = []
+    page.on("request", lambda request: requests.append(request.url))
+    page.on("console", lambda message: complaints.append(message.text))
+    page.on("pageerror", lambda error: complaints.append(str(error)))
+    page.goto(page_file.as_uri())
+    page.wait_for_load_state("networkidle")
+    assert page_file.as_uri() in requests, "the page itself was not seen: then nothing would be"
+    return page, [url for url in requests if not url.startswith("data:") and url != page_file.as_uri()], complaints

@@ -71,21 +71,6 @@ RUN_FILES = {
 Call = Callable[..., tuple[int, str, str]]
 
 
-@pytest.fixture
-def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> Call:
-    """Call the command in this process, in an empty working folder."""
-    monkeypatch.chdir(tmp_path)
-
-    def call(*arguments: str) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["eat-dist", *arguments])
-        with pytest.raises(SystemExit) as exit_:
-            cli.main()
-        printed = capsys.readouterr()
-        return int(exit_.value.code or 0), printed.out, printed.err
-
-    return call
-
-
 def train(*assignments: str, run_dir: str) -> list[str]:
     settings = [part for assignment in (*TINY, *assignments) for part in ("--set", assignment)]
     return ["train", *settings, "--run-dir", run_dir]

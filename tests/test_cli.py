@@ -20,7 +20,6 @@ import torch
 import yaml
 from PIL import Image
 
-from eat_dist import cli
 from eat_dist.models.ensemble import load_ensemble
 
 TINY = [
@@ -36,23 +35,6 @@ TINY = [
     "cluster.backend=local",
     "cluster.threads_per_member=1",
 ]
-
-
-@pytest.fixture
-def run(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
-) -> Callable[..., tuple[int, str, str]]:
-    """Call the command in this process (a new one would import torch each time) in an empty working folder."""
-    monkeypatch.chdir(tmp_path)
-
-    def call(*arguments: str) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["eat-dist", *arguments])
-        with pytest.raises(SystemExit) as exit_:
-            cli.main()
-        printed = capsys.readouterr()
-        return int(exit_.value.code or 0), printed.out, printed.err
-
-    return call
 
 
 def settings(*assignments: str) -> list[str]:

@@ -17,7 +17,6 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from eat_dist import cli
 from evaluation_cases import content
 
 Run = Callable[..., tuple[int, str, str]]
@@ -68,22 +67,13 @@ TINY += ["evaluation.num_steps=2", "cluster.threads_per_member=1", "cluster.back
 
 
 @pytest.fixture
-def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> Iterator[Run]:
-    """Call the command in this process, in a working folder with photographs and a module of models."""
-    monkeypatch.chdir(tmp_path)
+def run(run: Run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Run]:
+    """As everywhere, in a working folder with photographs and a module of models."""
     monkeypatch.setattr(sys, "path", list(sys.path))
     photographs(tmp_path / "photos")
     (tmp_path / "my_models.py").write_text(MODELS, encoding="utf-8")
     sys.modules.pop("my_models", None)
-
-    def call(*arguments: str) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["eat-dist", *arguments])
-        with pytest.raises(SystemExit) as exit_:
-            cli.main()
-        printed = capsys.readouterr()
-        return int(exit_.value.code or 0), printed.out, printed.err
-
-    yield call
+    yield run
     sys.modules.pop("my_models", None)
     mlflow.set_tracking_uri(None)
 

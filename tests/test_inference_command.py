@@ -16,7 +16,6 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
-from eat_dist import cli
 from eat_dist.errors import StorageError
 from eat_dist.inference import defenses_of
 from eat_dist.models import load_ensemble
@@ -31,18 +30,9 @@ TINY += ["evaluation.eot_draws=2"]
 
 
 @pytest.fixture
-def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> Iterator[Run]:
-    """Call the command in this process, in a working folder of its own."""
-    monkeypatch.chdir(tmp_path)
-
-    def call(*arguments: str) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["eat-dist", *arguments])
-        with pytest.raises(SystemExit) as exit_:
-            cli.main()
-        printed = capsys.readouterr()
-        return int(exit_.value.code or 0), printed.out, printed.err
-
-    yield call
+def run(run: Run) -> Iterator[Run]:
+    """As everywhere; MLflow's place is its own."""
+    yield run
     mlflow.set_tracking_uri(None)
 
 

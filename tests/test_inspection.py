@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import io
-import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +12,6 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from eat_dist import cli
 from eat_dist.data.contact_sheet import contact_sheet
 from eat_dist.data.inspection import Inspection, inspect_shards, inspect_source
 from eat_dist.data.prepare import prepare
@@ -130,15 +129,9 @@ def test_the_contact_sheet_is_a_png_with_labels_left_of_the_images() -> None:
 
 
 @pytest.fixture
-def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, str, str]]:
-    def call(*arguments: object) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["eat-dist", "data", *map(str, arguments)])
-        with pytest.raises(SystemExit) as exit_:
-            cli.main()
-        printed = capsys.readouterr()
-        return int(exit_.value.code or 0), printed.out, printed.err
-
-    return call
+def run(run: Callable[..., tuple[int, str, str]]) -> Callable[..., tuple[int, str, str]]:
+    """``eat-dist data``."""
+    return partial(run, "data")
 
 
 def test_the_commands_prepare_and_inspect_a_folder(run: Callable[..., tuple[int, str, str]], tmp_path: Path) -> None:

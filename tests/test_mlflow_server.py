@@ -19,7 +19,6 @@ import numpy as np
 import pytest
 import torch
 
-from eat_dist import cli
 from eat_dist.config import RunConfig, parse_config
 from eat_dist.console import Console
 from eat_dist.models.ensemble import load_ensemble
@@ -137,21 +136,10 @@ def record(server: Server, folder: Path) -> Recorded:
 
 
 @pytest.fixture
-def run(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
-) -> Iterator[Callable[..., tuple[int, str, str]]]:
-    """Call the command in this process, in an empty working folder."""
-    monkeypatch.chdir(tmp_path)
-
-    def call(*arguments: str) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["eat-dist", *arguments])
-        with pytest.raises(SystemExit) as exit_:
-            cli.main()
-        printed = capsys.readouterr()
-        return int(exit_.value.code or 0), printed.out, printed.err
-
+def run(run: Callable[..., tuple[int, str, str]]) -> Iterator[Callable[..., tuple[int, str, str]]]:
+    """As everywhere; MLflow's variables are as they were afterwards."""
     with clean_environment():
-        yield call
+        yield run
 
 
 def warnings_of(caplog: pytest.LogCaptureFixture) -> list[str]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Iterator
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -14,10 +13,10 @@ from PIL import Image
 
 from eat_dist.report import write_report
 from evaluation_folders import complete_run, evaluation, write_run
-from report_browser import CHROMIUM, CONTRAST, QUIET, opened
+from report_browser import CHROMIUM, CONTRAST, opened, watched
 
 pytest.importorskip("playwright", reason="playwright is not installed")
-from playwright.sync_api import Browser, Page, sync_playwright
+from playwright.sync_api import Browser, Page
 
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="there is no chromium on the PATH")
 SECTIONS = ["verdict", "figures", "curves", "strength", "transfer", "ers", "map", "images", "training", "detector"]
@@ -43,14 +42,6 @@ def page_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return Path(write_report(runs, str(folder / "report.html")).page)
 
 
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    with sync_playwright() as playwright:
-        opened = playwright.chromium.launch(executable_path=CHROMIUM, args=QUIET)
-        yield opened
-        opened.close()
-
-
 def screenshot(page: Page, selector: str = "body") -> np.ndarray[Any, Any]:
     content = page.locator(selector).first.screenshot()
     with Image.open(io.BytesIO(content)) as image:
@@ -58,18 +49,9 @@ def screenshot(page: Page, selector: str = "body") -> np.ndarray[Any, Any]:
 
 
 def test_it_opens_quietly_and_asks_for_nothing_else(browser: Browser, page_file: Path) -> None:
-    context = browser.new_context()
-    page = context.new_page()
-    requests: list[str] = []
-    complaints: list[str] = []
-    page.on("request", lambda request: requests.append(request.url))
-    page.on("console", lambda message: complaints.append(message.text))
-    page.on("pageerror", lambda error: complaints.append(str(error)))
+    _, requests, complaints = watched(browser, page_file)
 
-    page.goto(page_file.as_uri())
-    page.wait_for_load_state("networkidle")
-
-    assert [url for url in requests if not url.startswith("data:")] == [page_file.as_uri()]
+    assert requests == []
     assert complaints == []
 
 

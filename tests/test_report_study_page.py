@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from eat_dist.report import write_report
-from report_browser import CHROMIUM, CONTRAST, QUIET, opened
+from report_browser import CHROMIUM, CONTRAST, opened, watched
 from study_folders import drawn, study_json, write_study
 
 pytest.importorskip("playwright", reason="playwright is not installed")
-from playwright.sync_api import Browser, sync_playwright
+from playwright.sync_api import Browser
 
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="there is no chromium on the PATH")
 ROWS = ["natural", "mixup", "trades", "pgd_at", "a_row_with_a_name_that_is_longer_than_any_phone_is_wide", "eat"]
@@ -27,26 +26,10 @@ def page_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return Path(write_report([write_study(folder / "study", content)], str(folder / "report.html")).page)
 
 
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    with sync_playwright() as playwright:
-        started = playwright.chromium.launch(executable_path=CHROMIUM, args=QUIET)
-        yield started
-        started.close()
-
-
 def test_it_opens_quietly_and_asks_for_nothing_else(browser: Browser, page_file: Path) -> None:
-    page = browser.new_context().new_page()
-    requests: list[str] = []
-    complaints: list[str] = []
-    page.on("request", lambda request: requests.append(request.url))
-    page.on("console", lambda message: complaints.append(message.text))
-    page.on("pageerror", lambda error: complaints.append(str(error)))
+    page, requests, complaints = watched(browser, page_file)
 
-    page.goto(page_file.as_uri())
-    page.wait_for_load_state("networkidle")
-
-    assert [url for url in requests if not url.startswith("data:")] == [page_file.as_uri()]
+    assert requests == []
     assert complaints == []
     sections = page.evaluate("[...document.querySelectorAll('section')].map(section => section.id)")
     assert sections == ["verdict", "on-omniglot", "on-cub-mini", "runs", "origin"]

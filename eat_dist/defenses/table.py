@@ -13,11 +13,10 @@ from torch import nn
 from eat_dist.attacks import Generators, GradientAttack
 from eat_dist.batch import Batch
 from eat_dist.config import DefenseConfig
-from eat_dist.errors import ConfigError
 from eat_dist.exchange import Exchange, Pending, Tensors
 from eat_dist.losses import MetricLoss
 from eat_dist.models import Embedder
-from eat_dist.registry import Registry
+from eat_dist.registry import Registry, own_options
 from eat_dist.replicas import ALONE, Replicas
 from eat_dist.robustness.statistics import ClassCounts, EnsembleStatistics, MemberStatistics, Received, fooled
 
@@ -134,17 +133,10 @@ def options_of(config: DefenseConfig) -> dict[str, Any]:
     Raises:
         ConfigError: No such defense, or an option is set that it does not take.
     """
-    defaults = DEFENSES[config.name].options
     optional = {name for name, about in DefenseConfig.model_fields.items() if about.default is None}
     given = config.model_dump(include=optional - SHARED, exclude_none=True)
-    foreign = [f"defense.{name} = {value}" for name, value in given.items() if name not in defaults]
-    if foreign:
-        takes = f"takes the options {', '.join(defaults)}" if defaults else "has no options of its own"
-        raise ConfigError(
-            f"the defense '{config.name}' {takes}; got {', '.join(foreign)}. Leave that out, or choose another "
-            f"defense.name."
-        )
-    return {**defaults, **given}
+    defaults = DEFENSES[config.name].options
+    return own_options(DEFENSES.kind, config.name, section="defense", defaults=defaults, given=given)
 
 
 def await_merged(pending: Pending, waits: Waits) -> EnsembleStatistics:

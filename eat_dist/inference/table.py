@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -11,8 +12,7 @@ from torch import nn
 
 from eat_dist.attacks import Generators
 from eat_dist.config import InferenceConfig
-from eat_dist.errors import ConfigError
-from eat_dist.registry import Registry
+from eat_dist.registry import Registry, own_options
 
 NONE = "none"
 
@@ -20,7 +20,7 @@ NONE = "none"
 _OF_ALL = ("draws", "training")
 
 
-class ImageTransform(nn.Module):
+class ImageTransform(nn.Module, ABC):
     """What a defense does to images. It has no parameters.
 
     Differentiable with respect to the images wherever that is useful; elsewhere its backward pass is an approximation
@@ -32,6 +32,7 @@ class ImageTransform(nn.Module):
 
     randomised = True
 
+    @abstractmethod
     def forward(self, images: torch.Tensor, generators: Generators | None = None) -> torch.Tensor:
         """Transform [B, C, H, W] images in [0, 1].
 
@@ -43,7 +44,6 @@ class ImageTransform(nn.Module):
         Returns:
             [B, C, H', W'] in [0, 1].
         """
-        raise NotImplementedError
 
 
 Build = TypeVar("Build", bound=Callable[..., ImageTransform])
@@ -118,16 +118,9 @@ def options_of(config: InferenceConfig) -> dict[str, Any]:
     Raises:
         ConfigError: As :func:`check_inference`.
     """
-    defaults = INFERENCE_DEFENSES[config.name].options
     given = config.model_dump(exclude={"name"}, exclude_none=True)
-    foreign = [f"inference.{name} = {value}" for name, value in given.items() if name not in defaults]
-    if foreign:
-        takes = f"takes the options {', '.join(defaults)}" if defaults else "has no options"
-        raise ConfigError(
-            f"the defense at inference '{config.name}' {takes}; got {', '.join(foreign)}. Leave that out, or choose "
-            f"another inference.name."
-        )
-    return {**defaults, **given}
+    defaults = INFERENCE_DEFENSES[config.name].options
+    return own_options(INFERENCE_DEFENSES.kind, config.name, section="inference", defaults=defaults, given=given)
 
 
 def needs_pool(config: InferenceConfig) -> bool:

@@ -9,9 +9,8 @@ from typing import Protocol, TypeVar
 import torch
 
 from eat_dist.config import LossConfig
-from eat_dist.errors import ConfigError
 from eat_dist.losses.pairs import PairLoss
-from eat_dist.registry import Registry
+from eat_dist.registry import Registry, own_options
 
 
 class MetricLoss(Protocol):
@@ -115,12 +114,6 @@ def supports_weights(name: str) -> bool:
 
 
 def _options(config: LossConfig) -> dict[str, float]:
-    defaults = LOSSES[config.name].options
     given = config.model_dump(exclude={"name"}, exclude_none=True)
-    foreign = [f"loss.{name} = {value:g}" for name, value in given.items() if name not in defaults]
-    if foreign:
-        raise ConfigError(
-            f"the loss '{config.name}' takes the options {', '.join(defaults)}; got {', '.join(foreign)}. "
-            f"Leave that out, or choose another loss.name."
-        )
-    return {**defaults, **given}
+    defaults = LOSSES[config.name].options
+    return own_options(LOSSES.kind, config.name, section="loss", defaults=defaults, given=given)
