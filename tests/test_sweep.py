@@ -269,7 +269,8 @@ def test_a_hundred_stopped_trials_leave_no_placement_group(tmp_path: Path, ray_s
 
     assert set(book.errors.values()) == {None}
     stopped = [trial for trial, epoch in book.epochs.items() if epoch == 1]
-    assert len(stopped) >= 0.9 * book.trials
+    # Only a trial that reports before all better ones goes on, and better ones are earlier ones: so the first at once.
+    assert len(stopped) >= book.trials - concurrent
     # At a report a trial holds its own group and nothing else; Ray Train's is gone.
     assert book.most_groups <= 2 * concurrent
     assert settled_groups() == []
