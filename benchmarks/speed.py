@@ -27,8 +27,8 @@ from eat_dist.config import RunConfig, load_config
 from eat_dist.data.load import load_dataset
 from eat_dist.history import read_history
 from eat_dist.losses import make_loss
-from eat_dist.member import make_optimiser
 from eat_dist.models import build_embedder
+from eat_dist.optimisation import make_optimiser
 from eat_dist.seeding import generator
 from eat_dist.storage import Folder
 

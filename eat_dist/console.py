@@ -11,8 +11,8 @@ from rich.console import Console as RichConsole
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-from eat_dist.member import Schedule
 from eat_dist.robustness.statistics import EnsembleStatistics
+from eat_dist.schedule import Schedule
 
 # Plain output (a job's log) gets a line at least this often, in seconds, and one at every epoch's end.
 _PLAIN_EVERY_S = 30.0

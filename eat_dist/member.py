@@ -13,7 +13,7 @@ import torch
 
 from eat_dist.attacks import Generators, training_attack
 from eat_dist.checkpoint import Checkpoints, Found, MemberState, optimiser_state, restore_optimiser
-from eat_dist.config import OptimiserConfig, RunConfig
+from eat_dist.config import RunConfig
 from eat_dist.data.images import ImageSet
 from eat_dist.data.loader import Loader, make_loader
 from eat_dist.data.splits import Splits
@@ -26,48 +26,14 @@ from eat_dist.losses import make_loss
 from eat_dist.models import build_embedder
 from eat_dist.models.ensemble import cpu_state, save_member
 from eat_dist.models.execution import apply_execution
+from eat_dist.optimisation import gradient_norm, make_optimiser, optimised
 from eat_dist.replicas import ALONE, Replicas
 from eat_dist.robustness.statistics import EnsembleStatistics, Policy
+from eat_dist.schedule import Schedule
 from eat_dist.seeding import generator
 from eat_dist.storage import Folder
 
 OnIteration = Callable[[EnsembleStatistics], None]
-
-
-@dataclass(frozen=True)
-class Schedule:
-    """How iterations make epochs, equal in every member.
-
-    Attributes:
-        iterations_per_epoch: ⌈largest split / batch size⌉: nobody's epoch leaves an image out.
-        epochs: Of the run.
-    """
-
-    iterations_per_epoch: int
-    epochs: int
-
-    @classmethod
-    def of(cls, config: RunConfig, splits: Splits) -> Schedule:
-        """The schedule of a run."""
-        largest = max(len(indices) for indices in splits.indices)
-        return cls(math.ceil(largest / config.data.batch_size), config.train.epochs)
-
-    @property
-    def iterations(self) -> int:
-        """Of the whole run."""
-        return self.iterations_per_epoch * self.epochs
-
-    def epoch(self, iteration: int) -> int:
-        """The epoch, from 0, that an iteration belongs to."""
-        return iteration // self.iterations_per_epoch
-
-    def learning_rate_factor(self, config: OptimiserConfig, iteration: int) -> float:
-        """What the configured learning rate is multiplied with; a function of the iteration, so it needs no state."""
-        if config.schedule == "cosine":  # Loshchilov & Hutter 2016, equation (5), one period
-            return 0.5 * (1 + math.cos(math.pi * iteration / self.iterations))
-        if config.schedule == "step":
-            return config.step_factor ** (self.epoch(iteration) // config.step_epochs)
-        return 1.0
 
 
 @dataclass(frozen=True)
@@ -232,14 +198,14 @@ class Member:
         result = DEFENSES[self.config.defense.name].step(self.learner, batch, self.ensemble)
         self._refuse_non_finite(result.ensemble)
         self.replicas.sum_gradients(self.model, self.loss)
-        norm = _gradient_norm(self.optimiser)
+        norm = gradient_norm(self.optimiser)
         if not math.isfinite(norm):
             raise self._not_finite(self.rank, iteration, f"gradient norm is {norm}")
         self.learner.last_gradient_norm = norm
         self.learner.last_waits = result.waits
         self.learner.last_waits.data = data_wait
         if self.config.optimiser.clip_value is not None:
-            torch.nn.utils.clip_grad_value_(_parameters(self.optimiser), self.config.optimiser.clip_value)
+            torch.nn.utils.clip_grad_value_(optimised(self.optimiser), self.config.optimiser.clip_value)
         self.optimiser.step()
         self.ensemble = result.ensemble
         self.passes += result.passes
@@ -341,24 +307,6 @@ class Member:
         self.passes = state.scalars["passes"]
         self.learner.memory = dict(state.scalars["defense"])
         self.learner.last_gradient_norm = state.scalars["last_gradient_norm"]
-
-
-def make_optimiser(config: OptimiserConfig, model: torch.nn.Module, loss: torch.nn.Module) -> torch.optim.Optimizer:
-    """AdamW over the network and, with their own learning rate, the loss's proxies."""
-    groups: list[dict[str, Any]] = [
-        {"params": list(model.parameters()), "lr": config.learning_rate},
-        {"params": list(loss.parameters()), "lr": config.learning_rate * config.proxy_learning_rate_factor},
-    ]
-    return torch.optim.AdamW([group for group in groups if group["params"]], weight_decay=config.weight_decay)
-
-
-def _gradient_norm(optimiser: torch.optim.Optimizer) -> float:
-    gradients = [parameter.grad for parameter in _parameters(optimiser) if parameter.grad is not None]
-    return float(torch.nn.utils.get_total_norm(gradients))
-
-
-def _parameters(optimiser: torch.optim.Optimizer) -> list[torch.nn.Parameter]:
-    return [parameter for group in optimiser.param_groups for parameter in group["params"]]
 
 
 def peak_memory(device: torch.device) -> int:

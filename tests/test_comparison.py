@@ -10,13 +10,13 @@ import pytest
 from rich.console import Console
 
 from eat_dist.errors import ConfigError, StorageError
-from eat_dist.member import Schedule
 from eat_dist.robustness.statistics import EnsembleStatistics, MemberStatistics, Policy
 from eat_dist.runs import comparison as comparing
 from eat_dist.runs.comparison import Comparison, Row, compare
 from eat_dist.runs.comparison_table import print_comparison
 from eat_dist.runs.summary import flat_figures, measurement
 from eat_dist.runs.tracked import EpochMeans
+from eat_dist.schedule import Schedule
 
 ALIKE = {"protocol": "quick", "epsilon": "0.2"}
 

@@ -12,7 +12,7 @@ FLOORS = [
     {"config", "registry", "batch", "errors", "seeding", "storage", "bucket", "provenance"},
     {"losses", "attacks", "metrics", "spaces"},
     {"inference", "models", "data", "robustness"},
-    {"exchange", "pyfunc_model", "replicas"},
+    {"exchange", "optimisation", "pyfunc_model", "replicas", "schedule"},
     {"defenses"},
     {"checkpoint", "history", "member", "evaluation"},
     {"in_process", "embedding", "console", "tracking", "report", "cluster"},

@@ -23,7 +23,7 @@ from eat_dist.data.images import ZeroShotData
 from eat_dist.data.splits import Splits, to_table
 from eat_dist.errors import CheckpointError
 from eat_dist.in_process import train_in_process
-from eat_dist.member import MemberResult, Schedule
+from eat_dist.member import MemberResult
 from eat_dist.models.ensemble import EnsembleSpec, member_file, save_spec, weights_digest
 from eat_dist.provenance import git_state
 from eat_dist.report.figures import figure_png, transfer_matrix_figure
@@ -46,6 +46,7 @@ from eat_dist.runs.lease import check_not_held, holding
 from eat_dist.runs.saved import config_of
 from eat_dist.runs.summary import flat_figures, step_metrics, summary_of_training, summary_with
 from eat_dist.runs.tracked import EpochMeans, dataset_record, log_figures, run_tags, version_tags
+from eat_dist.schedule import Schedule
 from eat_dist.storage import Folder
 from eat_dist.tracking import Status, Tracker
 

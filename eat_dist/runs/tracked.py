@@ -8,9 +8,9 @@ from typing import Any
 from eat_dist import __version__
 from eat_dist.config import ClusterConfig, DataConfig, RunConfig
 from eat_dist.data.images import ImageSet
-from eat_dist.member import Schedule
 from eat_dist.robustness.statistics import EnsembleStatistics
 from eat_dist.runs.summary import flat_figures, measurement, step_metrics
+from eat_dist.schedule import Schedule
 from eat_dist.storage import Folder
 from eat_dist.tracking import DatasetRecord, Tracker
 

@@ -25,7 +25,7 @@ from eat_dist.config import (
 from eat_dist.data.images import LabelledImages
 from eat_dist.data.splits import make_splits
 from eat_dist.in_process import train_in_process
-from eat_dist.member import Schedule
+from eat_dist.schedule import Schedule
 from eat_dist.storage import Folder
 from eat_dist.studies.plan import StudyRun, kinds
 

@@ -8,10 +8,10 @@ from eat_dist.config import RunConfig
 from eat_dist.console import Console
 from eat_dist.data.images import ZeroShotData
 from eat_dist.errors import CheckpointError, EatError
-from eat_dist.member import Schedule
 from eat_dist.runs.checks import check_same_data, check_weights, load_data, splits_of
 from eat_dist.runs.resubmitted import differences, differing_keys
 from eat_dist.runs.saved import config_of
+from eat_dist.schedule import Schedule
 from eat_dist.storage import Folder
 from eat_dist.studies.budget import equal_passes
 from eat_dist.studies.plan import StudyRun, kinds
