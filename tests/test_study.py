@@ -111,6 +111,16 @@ def test_rows_and_seeds_may_be_added(again: Path) -> None:
     assert "| eat | 2 |" in (again / "study" / "table.md").read_text()
 
 
+def test_a_row_trained_at_another_radius_may_be_added(again: Path) -> None:
+    """It needs evaluation.epsilon for all rows; the radius that the others had without it changes nothing for them."""
+    before = run_files(again)
+
+    go(again, "evaluation.epsilon=0.2", rows=ROWS | {"wider": {"defense.name": "pgd_at", "attack.epsilon": 0.25}})
+
+    assert {path: after for path, after in run_files(again).items() if path in before} == before
+    assert {run["measured"]["epsilon"] for run in state(again)["runs"]} == {"0.2"}
+
+
 def test_what_is_no_longer_part_of_the_study_is_left_out_and_left_alone(
     again: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -299,6 +299,12 @@ class RunConfig(Section):
             raise ValueError("; ".join(faults))
         return self
 
+    @property
+    def measured(self) -> EvaluationConfig:
+        """The section ``evaluation`` with the radius that is used: its own, else the training attack's."""
+        epsilon = self.attack.epsilon if self.evaluation.epsilon is None else self.evaluation.epsilon
+        return self.evaluation.model_copy(update={"epsilon": epsilon})
+
 
 def effective_step_size(attack: AttackConfig) -> float:
     """The step in pixel units: the configured one, else 2.5·ε/K (Madry et al. 2017, appendix)."""

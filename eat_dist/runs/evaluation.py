@@ -102,8 +102,8 @@ def evaluate_subject(
         EatError: Anything that the user can mend.
     """
     config, target = subject.config, subject.opened
-    epsilon = config.evaluation.epsilon
-    epsilon = config.attack.epsilon if epsilon is None else epsilon
+    epsilon = config.measured.epsilon
+    assert epsilon is not None
     check_epsilons((epsilon,), config.attack.norm)
     if config.evaluation.epsilons:
         check_epsilons(config.evaluation.epsilons, config.attack.norm)

@@ -67,7 +67,7 @@ def _go_on(folder: Folder, config: RunConfig, console: Console, parent_run_id: s
 
 def _finished(folder: Folder, saved: RunConfig, config: RunConfig, console: Console) -> Finished:
     console.say(f"'{folder}' is finished; nothing is left to do.")
-    if saved.evaluation != config.evaluation:
+    if saved.measured != config.measured:
         console.warn(f"its evaluation had other settings; measure anew with: eat-dist evaluate {folder}")
     summary = folder.read_json("summary.json")
     return Finished(folder, summary, None, summary["mlflow_run_id"])

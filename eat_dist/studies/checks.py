@@ -81,7 +81,7 @@ def check_earlier(folder: Folder, runs: Sequence[StudyRun], data: Loaded) -> Non
         saved = config_of(here)
         unlike = differences(saved, run.config)
         if finished:
-            unlike += [f"evaluation.{text}" for text in differing_keys(saved.evaluation, run.config.evaluation)]
+            unlike += [f"evaluation.{text}" for text in differing_keys(saved.measured, run.config.measured)]
         if unlike:
             faults.append(f"{run.name}: {', '.join(unlike)}")
         elif here.exists("run.json"):

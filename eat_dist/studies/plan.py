@@ -116,13 +116,10 @@ def _measured_unlike(configs: dict[str, RunConfig]) -> Iterator[str]:
 
 def measured_by(config: RunConfig) -> dict[str, Any]:
     """What decides which figures come out of a given model: images, protocol, norm and ε."""
-    evaluation = config.evaluation.model_dump(mode="json", exclude=_OF_COMPUTING)
-    if evaluation["epsilon"] is None:
-        evaluation["epsilon"] = config.attack.epsilon
     return {
         "data": config.data.model_dump(mode="json", exclude=_OF_TRAINING),
         "attack": {"norm": config.attack.norm},
-        "evaluation": evaluation,
+        "evaluation": config.measured.model_dump(mode="json", exclude=_OF_COMPUTING),
     }
 
 

@@ -70,8 +70,9 @@ class SweepPlan:
     @property
     def evaluation_epsilon(self) -> float:
         """Radius of the attacks that measure every trial, whatever it trained against."""
-        given = self.base.evaluation.epsilon
-        return self.base.attack.epsilon if given is None else given
+        epsilon = self.base.measured.epsilon
+        assert epsilon is not None
+        return epsilon
 
     @property
     def objectives(self) -> tuple[str, ...]:
