@@ -300,10 +300,14 @@ class RunConfig(Section):
         return self
 
     @property
+    def evaluation_epsilon(self) -> float:
+        """The radius that is measured at: ``evaluation.epsilon``, else the training attack's."""
+        return self.attack.epsilon if self.evaluation.epsilon is None else self.evaluation.epsilon
+
+    @property
     def measured(self) -> EvaluationConfig:
-        """The section ``evaluation`` with the radius that is used: its own, else the training attack's."""
-        epsilon = self.attack.epsilon if self.evaluation.epsilon is None else self.evaluation.epsilon
-        return self.evaluation.model_copy(update={"epsilon": epsilon})
+        """The section ``evaluation`` with that radius filled in."""
+        return self.evaluation.model_copy(update={"epsilon": self.evaluation_epsilon})
 
 
 def effective_step_size(attack: AttackConfig) -> float:

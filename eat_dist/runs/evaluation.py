@@ -102,8 +102,7 @@ def evaluate_subject(
         EatError: Anything that the user can mend.
     """
     config, target = subject.config, subject.opened
-    epsilon = config.measured.epsilon
-    assert epsilon is not None
+    epsilon = config.evaluation_epsilon
     check_epsilons((epsilon,), config.attack.norm)
     if config.evaluation.epsilons:
         check_epsilons(config.evaluation.epsilons, config.attack.norm)

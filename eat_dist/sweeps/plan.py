@@ -70,9 +70,7 @@ class SweepPlan:
     @property
     def evaluation_epsilon(self) -> float:
         """Radius of the attacks that measure every trial, whatever it trained against."""
-        epsilon = self.base.measured.epsilon
-        assert epsilon is not None
-        return epsilon
+        return self.base.evaluation_epsilon
 
     @property
     def objectives(self) -> tuple[str, ...]:
