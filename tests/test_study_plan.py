@@ -307,3 +307,17 @@ def test_runs_that_do_not_fit_are_refused_with_the_arithmetic(
 ) -> None:
     with pytest.raises(ClusterError, match=message):
         capacity_of_runs([Node(2, 0)], override(RunConfig(), *settings.split(",")), runs=9, concurrent=concurrent)
+
+
+def test_a_fault_that_all_rows_share_is_said_once(tmp_path: Path) -> None:
+    (tmp_path / "digits.yaml").write_text("name: digits\ncluster: {backend: local}\n")
+    (tmp_path / "study.yaml").write_text(
+        "base: digits.yaml\nrows: {a: {defense.name: natural}, b: {defense.name: pgd_at}}\n"
+    )
+    study = load_study(tmp_path / "study.yaml", ["train.epoch=3"])
+
+    with pytest.raises(ConfigError) as refused:
+        plan_runs(study, local=True)
+
+    assert str(refused.value).count("train.epoch") == 1
+    assert "row " not in str(refused.value)

@@ -70,12 +70,16 @@ def plan_runs(study: Study, *, local: bool) -> list[StudyRun]:
     faults: dict[str, None] = {}
     configs: dict[tuple[str, str], RunConfig] = {}
     for dataset, (base, settings) in study.datasets.items():
+        wrong: dict[str, str] = {}
         for row, own in study.rows.items():
             try:
                 configs[dataset, row] = _config(base, settings | own, local=local)
             except ConfigError as error:
-                # A fault of the dataset's settings is one of every row: said once.
-                faults[f"row '{row}' on {dataset}: {error}" if own else f"{dataset}: {error}"] = None
+                wrong[row] = str(error)
+        for row, text in wrong.items():
+            # A fault of the dataset's settings is one of every row: said once.
+            of_all = list(wrong.values()).count(text) == len(study.rows) > 1 or not study.rows[row]
+            faults[f"{dataset}: {text}" if of_all else f"row '{row}' on {dataset}: {text}"] = None
         faults |= dict.fromkeys(_measured_unlike({row: c for (where, row), c in configs.items() if where == dataset}))
     runs = [
         StudyRun(name, row, dataset, seed, config.model_copy(update={"seed": seed, "name": name}))
