@@ -24,8 +24,7 @@ from eat_dist.console import Console
 from eat_dist.models.ensemble import load_ensemble
 from eat_dist.robustness.statistics import EnsembleStatistics
 from eat_dist.runs import start_run
-from eat_dist.tracking import Tracker, end_run
-from eat_dist.tracking import tracker as tracking
+from eat_dist.tracking import Tracker, delivery, end_run
 from eat_dist.tracking.store import ENVIRONMENT
 from mlflow_server import Server, free_port, stand_in
 from small_runs import small_config
@@ -402,7 +401,7 @@ def test_a_server_killed_in_mid_run_costs_one_warning_and_nothing_if_it_returns(
     mortal = recorded.server
     events = {8: mortal.kill} | ({16: mortal.start} if returns else {})
     monkeypatch.setattr("eat_dist.console.Console", lambda: Interfering(events))
-    monkeypatch.setattr(tracking, "FIRST_PAUSE", 0.2)
+    monkeypatch.setattr(delivery, "FIRST_PAUSE", 0.2)
     settings = config_for(mortal.uri, f"tracking.experiment=outage {returns}")
     Path("run.yaml").write_text(json.dumps(settings.model_dump(mode="json")), encoding="utf-8")
 

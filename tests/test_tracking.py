@@ -24,8 +24,7 @@ from eat_dist.config import ModelConfig, parse_config
 from eat_dist.models.ensemble import EmbeddingEnsemble, EnsembleSpec, save_ensemble
 from eat_dist.provenance import git_state
 from eat_dist.report.figures import transfer_matrix_figure
-from eat_dist.tracking import Tracker
-from eat_dist.tracking import tracker as tracking
+from eat_dist.tracking import Tracker, delivery
 from eat_dist.tracking.store import ENVIRONMENT
 from mlflow_server import Server, free_port
 
@@ -200,10 +199,10 @@ def test_one_record_that_is_refused_does_not_take_its_neighbours_along(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     tracker = start()
-    tracker._changed.acquire()  # the sender waits, so that all three share a request
+    tracker._delivery._changed.acquire()  # the sender waits, so that all three share a request
     for step, name in enumerate(["loss", "no such *name*", "loss"]):
         tracker.log_metrics({name: 1.0}, step)
-    tracker._changed.release()
+    tracker._delivery._changed.release()
     tracker.log_ensemble("/no/such/folder", input_shape=(1, 8, 8))
     assert not tracker.close("FINISHED")
     run = client(tracker.uri).get_run(tracker.run_id)
@@ -289,10 +288,10 @@ def test_a_server_that_never_replies_delays_nothing_beyond_the_given_times(
 def test_a_full_queue_drops_the_oldest_and_counts_it(
     caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(tracking, "QUEUE_RECORDS", 10)
+    monkeypatch.setattr(delivery, "QUEUE_RECORDS", 10)
     tracker = start(f"http://127.0.0.1:{free_port()}")
     outlive(tracker, calls=50)
-    assert len(tracker._queue) == 10
+    assert len(tracker._delivery._queue) == 10
     assert not tracker.close("FINISHED")
     assert tracker.missing == 102
     assert len(warnings_of(caplog)) == 1
@@ -321,7 +320,7 @@ def test_a_server_that_dies_costs_one_warning_and_one_that_comes_back_gets_every
     """Slow because a real MLflow server is started twice, at four to eight seconds each."""
     import mlflow
 
-    monkeypatch.setattr(tracking, "FIRST_PAUSE", 0.5)
+    monkeypatch.setattr(delivery, "FIRST_PAUSE", 0.5)
     ensemble = small_ensemble(working_folder / "model")
     returning, lost = start(server.uri), start(server.uri)
     assert returning.run_id is not None

@@ -10,8 +10,9 @@ from eat_dist.console import Console
 from eat_dist.errors import CheckpointError
 from eat_dist.runs.checks import check_free, check_names, with_absolute_paths
 from eat_dist.runs.lease import check_not_held, holding
-from eat_dist.runs.run import Finished, resume_in, start_in
+from eat_dist.runs.run import Finished
 from eat_dist.runs.saved import config_of
+from eat_dist.runs.starting import resume_in, start_in
 from eat_dist.storage import Folder
 
 
@@ -29,7 +30,7 @@ def resume_or_start(config: RunConfig, *, run_dir: str, console: Console, parent
     ========================================  ==========================================================
 
     Configs are the same when nothing differs that decides the weights (docs/configuration.md, "What may change").
-    ``parent_run_id`` is as in :func:`eat_dist.runs.run.start_run`.
+    ``parent_run_id`` is as in :func:`eat_dist.runs.starting.start_run`.
 
     Raises:
         CheckpointError: The configs differ, or there are checkpoints but none is usable.

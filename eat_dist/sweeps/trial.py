@@ -20,7 +20,8 @@ from eat_dist.member import MemberResult
 from eat_dist.provenance import git_state
 from eat_dist.runs.checks import digests, splits_of
 from eat_dist.runs.evaluation import Subject, evaluate_subject, evaluation_folder
-from eat_dist.runs.run import complete_ensemble, write_first_files
+from eat_dist.runs.run import complete_ensemble
+from eat_dist.runs.starting import write_first_files
 from eat_dist.runs.summary import figures_of, summary_of_training, summary_with
 from eat_dist.storage import Folder
 from eat_dist.sweeps.objectives import Objective, values_of
