@@ -173,3 +173,9 @@ def _car_names(classes: int) -> np.ndarray[Any, Any]:
 
 def _lines(lines: Any) -> bytes:
     return ("\n".join(lines) + "\n").encode()
+
+
+def replace(path: Path, old: str, new: str) -> None:
+    text = path.read_text()
+    assert old in text
+    path.write_text(text.replace(old, new, 1))

@@ -13,6 +13,8 @@ import safetensors.numpy
 import yaml
 
 from eat_dist.history import SCHEMA
+from eat_dist.report.reading import Run
+from eat_dist.report.schema import Evaluation
 from eat_dist.storage import Folder
 
 OBJECTIVES = ("displacement", "nearest_wrong_centroid", "random_wrong_centroid", "nearest_negative")
@@ -315,3 +317,18 @@ def complete_run(path: Path, **changes: Any) -> Folder:
     summary = evaluation(**changes)
     adversarial = summary["defense"] not in (None, "natural")
     return write_run(path, summary=summary, trained=history(adversarial=adversarial), arrays=showcase())
+
+
+# Without the parts that are drawn: it takes a second where a whole page takes ten.
+BARE: dict[str, Any] = {"curves": [], "fractions_table": [], "ladder": []}
+# With one drawing of each kind.
+SHORT: dict[str, Any] = {
+    "curves": [point for point in evaluation()["curves"] if point["objective"] == "displacement"][:2],
+    "fractions_table": evaluation()["fractions_table"][:2],
+}
+
+
+def run_of(label: str, config: str = "", **changes: Any) -> Run:
+    """A run as it is read, without files."""
+    summary = Evaluation.model_validate(evaluation(**changes))
+    return Run(label, summary, config, history(iterations=0), None)

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import io
+import os
+import subprocess
+import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Literal
@@ -14,6 +17,8 @@ from PIL import Image
 
 from eat_dist.data.source import Item, Role, Source
 from eat_dist.errors import DataError
+
+TESTS = Path(__file__).resolve().parent
 
 
 def encoded(image: Image.Image, kind: str = "PNG", **options: Any) -> bytes:
@@ -74,3 +79,10 @@ def one_line(error: pytest.ExceptionInfo[BaseException]) -> str:
 
 def unreadable(name: str) -> bytes:
     raise DataError(f"nothing is to be read, but '{name}' was")
+
+
+def start(code: str, *arguments: str) -> subprocess.Popen[str]:
+    """Run code that imports from here in a process of its own."""
+    environment = os.environ | {"PYTHONPATH": str(TESTS)}
+    command = [sys.executable, "-c", code, *arguments]
+    return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)

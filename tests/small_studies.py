@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
 import yaml
 
+from eat_dist.console import Console
+from eat_dist.studies import Studied, load_study, run_study
 from small_runs import small_config
 
 # Two members, two iterations an epoch.
@@ -32,3 +35,15 @@ def write(folder: Path, **changes: Any) -> Path:
     content = {"name": "small", "base": "base.yaml", "rows": ROWS, "seeds": [0, 1], **changes}
     (folder / "study.yaml").write_text(yaml.safe_dump(content, sort_keys=False))
     return folder / "study.yaml"
+
+
+def go(folder: Path, *assignments: str, **changes: Any) -> Studied:
+    """The same command again and again, in ``folder/study``."""
+    study = load_study(write(folder, **changes), assignments)
+    where = str(folder / "study")
+    return run_study(study, study_dir=where, backend="local", concurrent=None, command="", console=Console())
+
+
+def state(folder: Path) -> dict[str, Any]:
+    content: dict[str, Any] = json.loads((folder / "study" / "study.json").read_text())
+    return content

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from eat_dist.report.sweeps.reading import Sweep, read_sweep
 from eat_dist.storage import Folder
 
 EPOCHS = 8
@@ -163,3 +164,15 @@ def about(
         "best": None if best is None or len(objectives) > 1 else best["id"],
         "pareto": [],
     }
+
+
+def sweep_of(path: Path, **options: Any) -> Sweep:
+    return read_sweep(write_sweep(path / "sweep", **options))
+
+
+def edited(folder: Folder, number: int, **changes: Any) -> Folder:
+    """The sweep with keys of one trial replaced."""
+    rows = folder.read_json("trials.json")
+    rows[number] |= changes
+    folder.write_json("trials.json", rows)
+    return folder

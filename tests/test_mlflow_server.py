@@ -4,13 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import json
-import logging
-import os
 import re
 import shutil
-import sys
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 from typing import Any
@@ -19,67 +15,25 @@ import numpy as np
 import pytest
 import torch
 
-from eat_dist.config import RunConfig, parse_config
 from eat_dist.console import Console
 from eat_dist.models.ensemble import load_ensemble
 from eat_dist.robustness.statistics import EnsembleStatistics
 from eat_dist.runs import start_run
-from eat_dist.tracking import Tracker, delivery, end_run
-from eat_dist.tracking.store import ENVIRONMENT
-from mlflow_server import Server, free_port, stand_in
-from small_runs import small_config
+from eat_dist.tracking import delivery, end_run
+from mlflow_server import (
+    GAMMAS,
+    Recorded,
+    Server,
+    clean_environment,
+    client,
+    config_for,
+    free_port,
+    record,
+    stand_in,
+    warnings_of,
+)
 
 EPOCHS, ITERATIONS = 4, 20  # of small_config
-GAMMAS = (0.5, 2.0)
-
-
-@dataclass
-class Recorded:
-    """What the module's server was told: a sweep of two trials, one trial that died, and a run by itself."""
-
-    server: Server
-    folder: Path
-    parent: str
-    trials: list[str]
-    dead: str
-    alone: str
-    experiment: str
-    summaries: dict[str, dict[str, Any]] = field(default_factory=dict)
-
-    @property
-    def client(self) -> Any:
-        return client(self.server.uri)
-
-
-def client(uri: str) -> Any:
-    from mlflow import MlflowClient
-
-    return MlflowClient(tracking_uri=uri, registry_uri=uri)
-
-
-def config_for(uri: str, *assignments: str) -> RunConfig:
-    return small_config(
-        "cluster.backend=local",
-        "evaluation.num_steps=2",
-        "evaluation.members=false",
-        "evaluation.kmeans_seeds=1",
-        "tracking.enabled=true",
-        "tracking.experiment=gamma and epsilon",
-        f"tracking.uri={uri}",
-        *assignments,
-    )
-
-
-@contextlib.contextmanager
-def clean_environment() -> Iterator[None]:
-    """Undo what the tracker sets for the process."""
-    with pytest.MonkeyPatch.context() as patch:
-        for name in {*os.environ, *ENVIRONMENT, "MLFLOW_TRACKING_URI"}:
-            if name.startswith("MLFLOW_"):
-                patch.setenv(name, "")  # remembers the value, absent or not, and restores it
-                patch.delenv(name)
-        yield
-    sys.modules["mlflow"].set_tracking_uri(None)
 
 
 @pytest.fixture(scope="module")
@@ -94,55 +48,11 @@ def recorded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Recorded]:
             server.kill()
 
 
-def record(server: Server, folder: Path) -> Recorded:
-    settings = config_for(server.uri)
-    parent = Tracker.start(settings, run_name="sweep", tags={"space": "gamma"}, resume_run_id=None, wait=60)
-    assert parent.run_id is not None
-    summaries = {}
-    for gamma in GAMMAS:
-        finished = start_run(
-            config_for(server.uri, f"defense.transfer_strength={gamma}", "tracking.register_as=never"),
-            run_dir=str(folder / f"gamma-{gamma:g}"),
-            overwrite=False,
-            console=Console(),
-            parent_run_id=parent.run_id,
-        )
-        assert finished.mlflow_missing == 0
-        assert finished.registered is None  # a trial is not registered
-        summaries[str(finished.mlflow_run_id)] = finished.summary
-    dead = Tracker.start(settings, run_name="pruned", tags={}, resume_run_id=None, parent_run_id=parent.run_id, wait=60)
-    dead.log_metrics({"epoch/clean_loss": 3.0}, 1)
-    parent.close("FINISHED")
-    alone = start_run(
-        config_for(server.uri, "defense.name=natural", "tracking.register_as=digits-natural"),
-        run_dir=str(folder / "natural"),
-        overwrite=False,
-        console=Console(),
-    )
-    summaries[str(alone.mlflow_run_id)] = alone.summary
-    assert alone.registered == "models:/digits-natural/1"
-    experiment = client(server.uri).get_experiment_by_name("gamma and epsilon").experiment_id
-    return Recorded(
-        server=server,
-        folder=folder,
-        parent=parent.run_id,
-        trials=list(summaries)[: len(GAMMAS)],
-        dead=str(dead.run_id),
-        alone=str(alone.mlflow_run_id),
-        experiment=experiment,
-        summaries=summaries,
-    )
-
-
 @pytest.fixture
 def run(run: Callable[..., tuple[int, str, str]]) -> Iterator[Callable[..., tuple[int, str, str]]]:
     """As everywhere; MLflow's variables are as they were afterwards."""
     with clean_environment():
         yield run
-
-
-def warnings_of(caplog: pytest.LogCaptureFixture) -> list[str]:
-    return [record.getMessage() for record in caplog.records if record.levelno >= logging.WARNING]
 
 
 def cells(out: str, name: str) -> list[str]:
@@ -434,31 +344,6 @@ def test_a_server_killed_in_mid_run_costs_one_warning_and_nothing_if_it_returns(
         tracked = client(mortal.uri).get_run(tracked.info.run_id)
         assert tracked.info.status == "FINISHED"
         assert tracked.data.metrics["clean/r_at_1"] == pytest.approx(summary["clean"]["r_at_1"])
-
-
-NO_MLFLOW = {
-    "a web server": ((404, "text/html", b"<html>no</html>"), "no MLflow server (it answers /version with HTTP 404"),
-    "a web page": ((200, "text/html", b"<html>hello</html>"), "no MLflow server (it answers /version with HTTP 200"),
-    "a gate": ((401, "text/plain", b"who are you?"), "set MLFLOW_TRACKING_TOKEN, or MLFLOW_TRACKING_USERNAME"),
-}
-
-
-def start(uri: str) -> Tracker:
-    config = parse_config({"tracking": {"uri": uri}})
-    return Tracker.start(config, run_name="a run", tags={}, resume_run_id="0" * 32, wait=60)
-
-
-@pytest.mark.parametrize("case", NO_MLFLOW)
-def test_what_is_no_mlflow_server_is_named_in_one_warning(case: str, caplog: pytest.LogCaptureFixture) -> None:
-    answer, expected = NO_MLFLOW[case]
-    with clean_environment(), stand_in(lambda _: answer) as uri:
-        tracker = start(uri)
-        tracker.log_metrics({"loss": 1.0}, 1)
-        assert not tracker.close("FINISHED")
-    [warning] = warnings_of(caplog)
-    assert expected in warning
-    assert uri in warning
-    assert tracker.missing == 3
 
 
 def has_token(request: BaseHTTPRequestHandler) -> tuple[int, str, bytes] | None:

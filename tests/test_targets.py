@@ -1,52 +1,31 @@
-"""What can be evaluated: run folders, MLflow models from a real store, files of weights, anybody's module."""
+"""What can be evaluated without a store: run folders, files of weights, anybody's module."""
 
 from __future__ import annotations
 
 import itertools
-import os
-import pickle
-import socket
-import sys
-import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
+from target_forms import alone_in, embedded, ensemble_in, fault, opened, some_images
 from torch import nn
 
-from eat_dist.config import ModelConfig, RunConfig, dump_config, parse_config
+from eat_dist.config import RunConfig, dump_config, parse_config
 from eat_dist.data.images import LabelledImages
-from eat_dist.errors import ConfigError, EatError, StorageError
+from eat_dist.errors import ConfigError, StorageError
 from eat_dist.evaluation.model_check import check_model
-from eat_dist.models.ensemble import EmbeddingEnsemble, EnsembleSpec, save_ensemble
-from eat_dist.runs.target import Target, names_run, open_target
-from eat_dist.tracking import Tracker
-from eat_dist.tracking.store import ENVIRONMENT
+from eat_dist.models.ensemble import EmbeddingEnsemble
+from eat_dist.runs.target import names_run
 
-MODEL = ModelConfig(widths=(4, 8), embedding_dim=6)
 CONFIG = parse_config({"model": {"widths": [4, 8], "embedding_dim": 6}, "seed": 7})
 WriteModule = Callable[[str], str]
 
 
 @pytest.fixture(autouse=True)
 def working_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """An empty working folder, not on the module path, and no MLflow variables; all is restored after."""
-    for name in [*os.environ, *ENVIRONMENT, "MLFLOW_TRACKING_URI", "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR"]:
-        if name.startswith("MLFLOW_"):
-            monkeypatch.setenv(name, "")  # remembers the value, absent or not, and restores it
-            monkeypatch.delenv(name)
-    folder = tmp_path / "work"
-    folder.mkdir()
-    monkeypatch.chdir(folder)
-    monkeypatch.setattr(sys, "path", [entry for entry in sys.path if entry != ""])
-    before = set(sys.modules)
-    yield folder
-    for name in set(sys.modules) - before:
-        if name.startswith("my_"):
-            del sys.modules[name]
+    with alone_in(tmp_path / "work", monkeypatch) as folder:
+        yield folder
 
 
 @pytest.fixture
@@ -60,40 +39,6 @@ def write_module(working_folder: Path) -> WriteModule:
         return name
 
     return write
-
-
-def opened(
-    text: str | Path, *, config: RunConfig | None = None, normalise: bool = False, tracking_uri: str | None = None
-) -> Target:
-    return open_target(str(text), config=config, normalise=normalise, tracking_uri=tracking_uri)
-
-
-def fault(text: str | Path, expected: type[EatError] = ConfigError, **options: Any) -> str:
-    with pytest.raises(EatError) as error:
-        opened(text, **options)
-    assert type(error.value) is expected
-    message = str(error.value)
-    assert "\n" not in message
-    return message
-
-
-def ensemble_in(folder: Path, *, members: int = 3, channels: int = 1, inverted: bool = False) -> EmbeddingEnsemble:
-    torch.manual_seed(0)
-    spec = EnsembleSpec(MODEL, (channels, 8, 8), members=members, inverted=inverted)
-    ensemble = spec.build().eval()
-    save_ensemble(folder, ensemble, spec=spec)
-    return ensemble
-
-
-def some_images(channels: int = 1) -> torch.Tensor:
-    return torch.rand(5, channels, 8, 8, generator=torch.Generator().manual_seed(0))
-
-
-def embedded(model: nn.Module, images: torch.Tensor) -> torch.Tensor:
-    assert not any(module.training for module in model.modules())
-    with torch.no_grad():
-        output: torch.Tensor = model(images)
-    return output
 
 
 # Run folders
@@ -266,136 +211,3 @@ def test_a_module_that_is_not_there_says_where_it_was_looked_for(working_folder:
     assert fault("my_none.nets:build").startswith(
         f"there is no module 'my_none' in the working folder ({working_folder})"
     )
-
-
-# MLflow
-
-
-@dataclass(frozen=True)
-class Store:
-    """A sqlite store with one run of ours, whose model is registered, and a model of another making."""
-
-    uri: str
-    run_id: str
-    model_id: str
-    foreign_id: str
-    escaping_id: str
-    ensemble: EmbeddingEnsemble
-    trap: Path
-
-
-class Trap:
-    """Unpickling it makes a file."""
-
-    def __init__(self, file: Path) -> None:
-        self.file = file
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return os.mkdir, (str(self.file),)
-
-
-@pytest.fixture(scope="module")
-def store(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Store]:
-    folder = tmp_path_factory.mktemp("store")
-    with pytest.MonkeyPatch.context() as patch:
-        for name in (*ENVIRONMENT, "MLFLOW_TRACKING_URI"):
-            patch.setenv(name, "")
-            patch.delenv(name)
-        ensemble = ensemble_in(folder / "model", inverted=True)
-        settings = parse_config({"tracking": {"uri": f"sqlite:///{folder}/mlflow.db"}})
-        tracker = Tracker.start(settings, run_name="a run", tags={}, resume_run_id=None, wait=60)
-        tracker.log_ensemble(str(folder / "model"), input_shape=(1, 8, 8))
-        assert tracker.close("FINISHED")
-        assert tracker.uri is not None
-        assert tracker.run_id is not None
-        import mlflow
-
-        client = mlflow.MlflowClient(tracking_uri=tracker.uri, registry_uri=tracker.uri)
-        run = client.get_run(tracker.run_id)
-        [output] = run.outputs.model_outputs
-        client.create_registered_model("digits")
-        # As mlflow.register_model does it, which reads MLflow's global URI, and as it did in MLflow 2.
-        mlflow.set_tracking_uri(tracker.uri)
-        client.create_model_version("digits", f"models:/{output.model_id}", model_id=output.model_id)
-        mlflow.set_tracking_uri(None)
-        client.create_model_version("digits", f"runs:/{tracker.run_id}/ensemble", run_id=tracker.run_id)
-        client.set_registered_model_alias("digits", "best", "1")
-
-        trap = folder / "sprung"
-        foreign = folder / "foreign"
-        foreign.mkdir()
-        (foreign / "model.pkl").write_bytes(pickle.dumps(Trap(trap)))
-        about = "flavors:\n  python_function:\n    loader_module: {}\n    data: {}\n  sklearn: {{}}\n"
-        ids = []
-        for loader, data in (("mlflow.sklearn", "model.pkl"), ("eat_dist.pyfunc_model", "../../elsewhere")):
-            (foreign / "MLmodel").write_text(about.format(loader, data), encoding="utf-8")
-            model = client.create_logged_model(run.info.experiment_id, name="foreign")
-            client.log_model_artifacts(model.model_id, str(foreign))
-            client.finalize_logged_model(model.model_id, "READY")
-            ids.append(model.model_id)
-        yield Store(tracker.uri, tracker.run_id, output.model_id, *ids, ensemble, trap)
-
-
-@pytest.mark.parametrize(
-    "form",
-    ["runs:/{run_id}/ensemble", "models:/{model_id}", "models:/digits/1", "models:/digits/2", "models:/digits@best"],
-)
-def test_every_form_of_mlflow_uri_gives_the_logged_ensemble(form: str, store: Store, working_folder: Path) -> None:
-    """The store's URI is passed on: nothing appears in the working folder, where MLflow's default store would be."""
-    text = form.format(run_id=store.run_id, model_id=store.model_id)
-    target = opened(text, tracking_uri=store.uri)
-    assert (target.kind, target.name, target.folder, target.config) == ("mlflow", text, None, None)
-    assert (target.image_shape, target.inverted) == ((1, 8, 8), True)
-    assert isinstance(target.model, EmbeddingEnsemble)
-    assert torch.equal(embedded(target.model, some_images()), embedded(store.ensemble, some_images()))
-    assert list(working_folder.iterdir()) == []
-
-
-def test_the_store_is_the_environments_where_none_is_given(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", store.uri)
-    assert opened(f"models:/{store.model_id}").kind == "mlflow"
-
-
-def test_a_model_of_another_making_is_refused_and_never_unpickled(store: Store) -> None:
-    message = fault(f"models:/{store.foreign_id}", StorageError, tracking_uri=store.uri)
-    assert "flavour python_function and sklearn (loader mlflow.sklearn)" in message
-    assert "module:function" in message
-    assert not store.trap.exists()
-    pickle.loads(pickle.dumps(Trap(store.trap)))  # the trap does work
-    assert store.trap.exists()
-
-
-def test_a_model_that_points_outside_of_itself_is_refused(store: Store) -> None:
-    message = fault(f"models:/{store.escaping_id}", StorageError, tracking_uri=store.uri)
-    assert "names files outside of the model ('../../elsewhere')" in message
-
-
-@pytest.mark.parametrize(
-    ("form", "expected"),
-    [
-        ("runs:/{run_id}/other", "has no model 'other'; its models: 'ensemble'"),
-        ("runs:/" + "0" * 32 + "/ensemble", "cannot fetch 'runs:/000"),
-        ("models:/m-" + "0" * 32, "cannot fetch 'models:/m-000"),
-        ("models:/digits/9", "cannot fetch 'models:/digits/9'"),
-        ("models:/digits@worst", "alias worst"),
-        ("models:/digits/Production", "expected runs:/RUN_ID/ensemble, models:/NAME/VERSION"),
-        ("runs:/{run_id}", "expected runs:/RUN_ID/ensemble, models:/NAME/VERSION"),
-        ("models:/", "expected runs:/RUN_ID/ensemble, models:/NAME/VERSION"),
-    ],
-)
-def test_a_model_that_the_store_does_not_have_is_one_line(form: str, expected: str, store: Store) -> None:
-    assert expected in fault(form.format(run_id=store.run_id), StorageError, tracking_uri=store.uri)
-
-
-def test_a_store_that_is_not_there_is_one_line_in_seconds(working_folder: Path) -> None:
-    message = fault("models:/digits/1", StorageError)
-    assert f"there is no MLflow store at 'sqlite:///{working_folder}/mlflow.db'" in message
-    assert list(working_folder.iterdir()) == []
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        uri = f"http://user:secret@127.0.0.1:{probe.getsockname()[1]}"
-    began = time.monotonic()
-    message = fault("models:/digits/1", StorageError, tracking_uri=uri)
-    assert time.monotonic() - began < 20
-    assert "cannot fetch 'models:/digits/1' from MLflow at http://***@127.0.0.1" in message
-    assert "refused" in message

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import io
-import logging
 import os
 import shutil
 import socket
@@ -13,20 +11,16 @@ import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from PIL import Image
 
 from eat_dist.config import ModelConfig, parse_config
 from eat_dist.models.ensemble import EmbeddingEnsemble, EnsembleSpec, save_ensemble
-from eat_dist.provenance import git_state
-from eat_dist.report.figures import transfer_matrix_figure
 from eat_dist.tracking import Tracker, delivery
 from eat_dist.tracking.store import ENVIRONMENT
-from mlflow_server import Server, free_port
+from mlflow_server import Server, assert_everything_arrived, client, free_port, log_everything, warnings_of
 
 CALL_LIMIT = 1.0
 """Seconds a logging call may take, whatever the store does."""
@@ -64,49 +58,12 @@ def start(uri: str | None = None, *, resume: str | None = None, wait: float = 60
     return Tracker.start(config, run_name="a run", tags={"commit": "abc"}, resume_run_id=resume, wait=wait)
 
 
-def client(uri: str | None) -> Any:
-    from mlflow import MlflowClient
-
-    return MlflowClient(tracking_uri=uri)
-
-
 def small_ensemble(folder: Path) -> EmbeddingEnsemble:
     torch.manual_seed(0)
     spec = EnsembleSpec(ModelConfig(widths=(4, 8), embedding_dim=6), (1, 8, 8), members=3)
     ensemble = spec.build().eval()
     save_ensemble(folder, ensemble, spec=spec)
     return ensemble
-
-
-def warnings_of(caplog: pytest.LogCaptureFixture) -> list[str]:
-    return [record.getMessage() for record in caplog.records if record.levelno >= logging.WARNING]
-
-
-def log_everything(tracker: Tracker, model_folder: Path) -> None:
-    tracker.log_params(parse_config({"train": {"epochs": 30}}).model_dump(mode="json"))
-    for step in range(3):
-        tracker.log_metrics({"member_0/loss": 1.0 / (step + 1), "ensemble/recall": float(step)}, step)
-    tracker.log_metrics({"nothing": float("nan"), "far": float("inf")}, 3)
-    tracker.log_figure(transfer_matrix_figure(np.eye(3)), "figures/transfer_matrix.png")
-    tracker.log_text("seed: 0 # ε", "config.yaml")
-    tracker.log_ensemble(str(model_folder), input_shape=(1, 8, 8))
-
-
-def assert_everything_arrived(uri: str | None, run_id: str | None, destination: Path) -> None:
-    store = client(uri)
-    run = store.get_run(run_id)
-    assert run.info.status == "FINISHED"
-    assert run.info.run_name == "a run"
-    assert run.data.tags["commit"] == "abc"
-    assert run.data.params["train.epochs"] == "30"
-    assert run.data.params["ensemble.split.rule"] == "all"
-    assert run.data.metrics["member_0/loss"] == pytest.approx(1 / 3)
-    assert not {"nothing", "far"} & set(run.data.metrics)
-    history = store.get_metric_history(run_id, "ensemble/recall")
-    assert [(entry.step, entry.value) for entry in history] == [(0, 0.0), (1, 1.0), (2, 2.0)]
-    text = Path(store.download_artifacts(run_id, "config.yaml", str(destination))).read_text(encoding="utf-8")
-    assert text == "seed: 0 # ε"
-    assert [file.path for file in store.list_artifacts(run_id, "figures")] == ["figures/transfer_matrix.png"]
 
 
 def test_a_run_without_a_server_is_whole_in_a_sqlite_file_in_the_working_folder(
@@ -349,51 +306,3 @@ def test_a_server_that_dies_costs_one_warning_and_one_that_comes_back_gets_every
     printed = capfd.readouterr()
     assert printed.out == ""
     assert "Retrying" not in printed.err
-
-
-def git(folder: Path, *arguments: str) -> str:
-    identity = ["-c", "user.name=a", "-c", "user.email=a@example.org"]
-    return subprocess.run(
-        ["git", *identity, *arguments], cwd=folder, check=True, capture_output=True, text=True
-    ).stdout.strip()
-
-
-def test_git_state_names_commit_branch_and_whether_files_changed(tmp_path: Path) -> None:
-    git(tmp_path, "init", "--initial-branch", "trunk")
-    (tmp_path / "a").write_text("1")
-    assert git_state(tmp_path) == {"commit": "(initial)", "branch": "trunk", "dirty": "true"}
-    git(tmp_path, "add", "a")
-    git(tmp_path, "commit", "--message", "first")
-    clean = {"commit": git(tmp_path, "rev-parse", "HEAD"), "branch": "trunk", "dirty": "false"}
-    assert git_state(tmp_path) == clean
-    (tmp_path / "a").write_text("2")
-    assert git_state(tmp_path) == clean | {"dirty": "true"}
-
-
-def test_git_state_is_empty_without_a_repository_or_git(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(tmp_path.parent))
-    assert git_state(tmp_path) == {}
-    assert git_state(tmp_path / "missing") == {}
-    git(tmp_path, "init")
-    monkeypatch.setenv("PATH", str(tmp_path))
-    assert git_state(tmp_path) == {}
-
-
-def test_the_transfer_figure_shows_every_cell_and_the_mean_off_the_diagonal() -> None:
-    """Off the diagonal 0.2, 0.4 and one that was not measured: the mean is 30 %."""
-    matrix = np.array([[0.9, 0.2], [0.4, 0.8]])
-    matrix = np.block([[matrix, np.full((2, 1), np.nan)], [np.full((1, 3), np.nan)]])
-    figure = transfer_matrix_figure(matrix)
-    axes = figure.axes[0]
-    assert [text.get_text() for text in axes.texts] == ["90", "20", "–", "40", "80", "–", "–", "–", "–"]
-    assert "30.0 %" in axes.get_title()
-    assert "attacked member i" in axes.get_ylabel()
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png")
-    image = Image.open(buffer)
-    assert (image.format, image.size) == ("PNG", (780, 630))
-
-
-def test_a_transfer_matrix_that_is_not_square_is_an_error() -> None:
-    with pytest.raises(ValueError, match=r"square; got shape \(2, 3\)"):
-        transfer_matrix_figure(np.zeros((2, 3)))
