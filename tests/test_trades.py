@@ -8,17 +8,22 @@ import pytest
 import torch
 from test_defenses import EPSILON, LABELS, STEP_SIZE, STEPS, Case, fooled_rate
 
+from eat_dist.defenses.trades import _divergence
 from eat_dist.seeding import generator
 
 SCALE = 5.0
 
 
 def divergence(loss: torch.nn.Module, clean: torch.Tensor, attacked: torch.Tensor, scale: float) -> torch.Tensor:
-    """Mean over the images of Σ_c p_c log(p_c / q_c), class by class, with the proxies as numbers."""
-    total, proxies = torch.zeros((), dtype=torch.float64), loss.proxies.detach()
-    for x, z in zip(clean, attacked, strict=True):
-        a, b = (torch.cosine_similarity(embedding[None], proxies) for embedding in (x, z))
-        p, q = (scale * a).exp() / (scale * a).exp().sum(), (scale * b).exp() / (scale * b).exp().sum()
+    """Mean over the images of Σ_c p_c log(p_c / q_c), class by class, with the proxies and their priors as numbers."""
+    proxies = loss.proxies.detach()
+    total = torch.zeros((), dtype=torch.float64)
+    logits = [
+        [scale * torch.cosine_similarity(e[None], proxies) for e in embeddings] for embeddings in (clean, attacked)
+    ]
+    prior = sum(logits[0]).detach() / len(clean)
+    for a, b in zip(*logits, strict=True):
+        p, q = ((x - prior).exp() / (x - prior).exp().sum() for x in (a, b))
         for mine, other in zip(p, q, strict=True):
             total = total + mine * (mine / other).log()
     return total / len(clean)
@@ -67,9 +72,18 @@ def test_the_scale_of_the_softmax_sets_attack_and_loss() -> None:
 
 
 def test_the_divergence_is_that_of_two_coins() -> None:
-    """Against ¾ : ¼, seen from ½ : ½: ½ log(½ / ¾) + ½ log(½ / ¼) = ½ log(4/3)."""
-    from eat_dist.defenses.trades import _divergence
+    """Two images that differ, ¾ : ¼ and ¼ : ¾, become alike, ½ : ½: each ¾ log(¾ / ½) + ¼ log(¼ / ½)."""
+    half = math.log(3.0) / 2
+    clean, attacked = torch.tensor([[half, -half], [-half, half]]), torch.zeros(2, 2)
+    expected = 0.75 * math.log(1.5) + 0.25 * math.log(0.5)
+    assert _divergence(clean, attacked).tolist() == pytest.approx([expected, expected], rel=1e-6)
+    assert _divergence(clean, clean).tolist() == [0, 0]
 
-    fair, loaded = torch.zeros(1, 2), torch.tensor([[math.log(3.0), 0.0]])
-    assert _divergence(fair, loaded).item() == pytest.approx(0.5 * math.log(4 / 3), rel=1e-6)
-    assert _divergence(loaded, loaded).item() == 0
+
+def test_one_proxy_nearest_to_every_image_does_not_hide_a_change() -> None:
+    """Without the priors the divergence would be below 10⁻⁸ here, and training went there to have no more of it."""
+    clean, attacked = torch.randn(2, 8, 5, generator=generator("logits"), dtype=torch.float64)
+    everywhere = torch.tensor([30.0, 0, 0, 0, 0], dtype=torch.float64)
+    expected = _divergence(clean, attacked)
+    assert expected.min() > 0.05
+    torch.testing.assert_close(_divergence(clean + everywhere, attacked + everywhere), expected)

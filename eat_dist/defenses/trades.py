@@ -25,18 +25,20 @@ START_DEVIATION = 0.001  # in pixel units, of algorithm 1
 
 @register("trades", kl_weight=6.0, softmax_scale=32.0)
 def trades(learner: Learner, batch: Batch, ensemble: EnsembleStatistics) -> StepResult:
-    """L = PAL(f(x), y) + β·mean KL(p(x) ‖ p(x̃)), p = softmax(σ·similarities), x̃ maximising that KL within the ball.
+    """L = PAL(f(x), y) + β·mean KL(p(x) ‖ p(x̃)), x̃ maximising that KL within the ball.
 
-    β is ``kl_weight``, the official 6, σ ``softmax_scale``: 32, Proxy Anchor's default α, at which cosines become
-    logits there. The attack has the configured norm, ε, steps and step size, but starts at x + 0.001·N(0, 1), as in the
-    official code, whatever ``attack.random_start`` says; p(x) is computed once for it, in evaluation mode. The update
-    differentiates both p(x) and p(x̃), as there.
+    p = softmax(σ·similarities − prior). β is ``kl_weight``, the official 6, σ ``softmax_scale``: 32, Proxy Anchor's default α, at which cosines become
+    logits there. The prior of a proxy is the mean of its logits over the clean batch, without gradient. The attack has
+    the configured norm, ε, steps and step size, but starts at x + 0.001·N(0, 1), as in the official code, whatever
+    ``attack.random_start`` says; p(x) is computed once for it, in evaluation mode. The update differentiates both p(x)
+    and p(x̃), as there.
 
     Deviations: PAL instead of the cross-entropy, proxies instead of a classifier; clean and adversarial images share
     BatchNorm's statistics, as under the other defenses here. ``adversarial_share`` is not used: β takes its place. And
-    the divergence trains the network alone, with the proxies fixed. Else it is zero where one proxy is nearest to every
-    image, which costs PAL, a mean over the proxies, little: with learnable proxies that is where training ended on the
-    digits (all images of one class, attacked or not), with the cross-entropy it is not to be had.
+    two things keep the KL from its trivial minimum, one proxy nearest to every image, which the cross-entropy would not
+    allow and which costs PAL, a mean over the proxies, little: it trains the network alone, with the proxies fixed, and
+    what a proxy is near to on the whole, its prior, does not count (as in logit adjustment, Menon et al., ICLR 2021).
+    Without either, training ended there (docs/experiments.md).
 
     Passes: K of the attack, a third for p(x), 2 of the update.
     """
@@ -75,6 +77,7 @@ def _logits(learner: Learner, embeddings: torch.Tensor) -> torch.Tensor:
 
 
 def _divergence(clean: torch.Tensor, adversarial: torch.Tensor) -> torch.Tensor:
-    """KL(softmax(clean) ‖ softmax(adversarial)) of logits [B, C] → [B]."""
-    logs = functional.log_softmax(adversarial, dim=1), functional.log_softmax(clean, dim=1)
+    """KL(softmax(clean − prior) ‖ softmax(adversarial − prior)) of logits [B, C], B the whole batch → [B]."""
+    prior = clean.detach().mean(dim=0)
+    logs = functional.log_softmax(adversarial - prior, dim=1), functional.log_softmax(clean - prior, dim=1)
     return functional.kl_div(*logs, reduction="none", log_target=True).sum(dim=1)
