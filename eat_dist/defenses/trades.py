@@ -27,11 +27,11 @@ START_DEVIATION = 0.001  # in pixel units, of algorithm 1
 def trades(learner: Learner, batch: Batch, ensemble: EnsembleStatistics) -> StepResult:
     """L = PAL(f(x), y) + β·mean KL(p(x) ‖ p(x̃)), x̃ maximising that KL within the ball.
 
-    p = softmax(σ·similarities − prior). β is ``kl_weight``, the official 6, σ ``softmax_scale``: 32, Proxy Anchor's default α, at which cosines become
-    logits there. The prior of a proxy is the mean of its logits over the clean batch, without gradient. The attack has
-    the configured norm, ε, steps and step size, but starts at x + 0.001·N(0, 1), as in the official code, whatever
-    ``attack.random_start`` says; p(x) is computed once for it, in evaluation mode. The update differentiates both p(x)
-    and p(x̃), as there.
+    p = softmax(σ·similarities − prior). β is ``kl_weight``, the official 6, σ ``softmax_scale``: 32, Proxy Anchor's
+    default α, at which cosines become logits there. The prior of a proxy is the mean of its logits over the clean
+    batch, without gradient. The attack has the configured norm, ε, steps and step size, but starts at
+    x + 0.001·N(0, 1), as in the official code, whatever ``attack.random_start`` says; p(x) is computed once for it, in
+    evaluation mode. The update differentiates both p(x) and p(x̃), as there.
 
     Deviations: PAL instead of the cross-entropy, proxies instead of a classifier; clean and adversarial images share
     BatchNorm's statistics, as under the other defenses here. ``adversarial_share`` is not used: β takes its place. And

@@ -9,8 +9,9 @@ import torch
 
 from eat_dist.attacks import ATTACKS, Attack, Ball, Generators, GradientAttack, Surface
 from eat_dist.config import AttackConfig
+from eat_dist.evaluation.embed import embed_batch
 from eat_dist.evaluation.ers import run_attack
-from eat_dist.evaluation.plan import ENSEMBLE, Part
+from eat_dist.evaluation.plan import ENSEMBLE, UNDEFENDED, Part
 from eat_dist.evaluation.victim import Victim
 from eat_dist.seeding import generator
 
@@ -96,13 +97,14 @@ class Craft:
         clean = victim.images(indices)
         adversarial, values = self._attacked(victim, clean, indices, restart=0)
         for restart in range(1, part.restarts):
-            rows = self._retrieved(victim, adversarial, indices).nonzero().squeeze(1)
+            rows = self._retrieved(victim, adversarial, indices, restart).nonzero().squeeze(1)
             if not len(rows):
                 break
             again, values_again = self._attacked(victim, clean[rows.to(clean.device)], indices[rows], restart=restart)
             rows = rows.to(clean.device)
-            lost = ~self._retrieved(victim, again, indices[rows.cpu()]).to(clean.device)
-            better = lost | (values_again > values[rows])
+            better = values_again > values[rows]
+            if part.draws == 1:  # else one draw says little; the value is a mean over many
+                better |= ~self._retrieved(victim, again, indices[rows.cpu()], restart).to(clean.device)
             adversarial[rows[better]], values[rows[better]] = again[better], values_again[better]
         return Crafted(
             embeddings={name: victim.embed(name, adversarial, indices) for name in part.targets},
@@ -128,10 +130,18 @@ class Craft:
         key = (victim.seed, "evaluation", "start", self.part.objective)
         return [generator(*key, index, *([restart] if restart else [])) for index in indices.tolist()]
 
-    def _retrieved(self, victim: Victim, adversarial: torch.Tensor, indices: torch.Tensor) -> torch.Tensor:
-        """[B] bool on the CPU: queries that the part's first target still retrieves."""
-        name = self.part.targets[0]
-        attacked = victim.embed(name, adversarial, indices).to(victim.device)
+    def _retrieved(
+        self, victim: Victim, adversarial: torch.Tensor, indices: torch.Tensor, restart: int
+    ) -> torch.Tensor:
+        """[B] bool on the CPU: queries that the model which judges restarts still retrieves.
+
+        It is the first target, or for an attacker who does not know of the defense the undefended ensemble. What a
+        defense draws for this, nothing is measured with: else an attack would be chosen by the luck of the measurement.
+        """
+        part = self.part
+        name = part.source if part.source == UNDEFENDED else part.targets[0]
+        with victim.drawing(indices, "judged", part.objective, restart):
+            attacked = embed_batch(victim.models[name], adversarial).to(victim.device)
         found = victim.retrieval.retrieved(attacked, indices, victim.searched(name)).cpu()
         is_query = victim.test.is_query
         return found if is_query is None else found & is_query[indices]

@@ -41,7 +41,8 @@ class Part:
             ``member_I``, ``members`` (all at once, :class:`eat_dist.attacks.MemberSum`), ``without_I`` (the ensemble
             without member I), ``undefended`` (the ensemble without its defense at inference) or ``other`` (another
             model).
-        targets: Models that the crafted images are shown to; the first decides which queries a restart attacks again.
+        targets: Models that the crafted images are shown to; the first decides which queries a restart attacks again
+            (for the source ``undefended`` that one does).
         attack: Name in ATTACKS.
         norm: Of the ball.
         epsilon: Its radius; pixel units, in L0 a share of the pixels.
@@ -49,7 +50,8 @@ class Part:
         objective: Name in OBJECTIVES.
         keep: The last iterate or the best; means something for ``pgd`` alone.
         restarts: Runs with other random numbers. From the second on only the queries still retrieved are attacked
-            (Croce & Hein 2020 do so, too), and an image keeps a restart that makes it fail or has a larger value.
+            (Croce & Hein 2020 do so, too), and an image keeps a restart that makes it fail or has a larger value; with
+            several ``draws`` one that has a larger value.
         draws: Passes averaged in a reading, for models that draw random numbers (EOT).
         sampled: Whether only the evaluation's sample of images is attacked.
         batch_size: Other than the evaluation's.

@@ -17,7 +17,7 @@ from eat_dist.evaluation.ers import NUM_STEPS, ers_results, ers_sample
 from eat_dist.evaluation.ers_attacks import ERS_ATTACKS
 from eat_dist.evaluation.measure import Measure
 from eat_dist.evaluation.parts import resumed
-from eat_dist.evaluation.plan import ENSEMBLE, Part, Plan
+from eat_dist.evaluation.plan import ENSEMBLE, UNDEFENDED, Part, Plan
 from eat_dist.evaluation.showcase import write_showcase
 from eat_dist.evaluation.sizes import Sizes
 from eat_dist.evaluation.victim import Job, Victim, Workers, do
@@ -131,6 +131,8 @@ class Running:
             "fractions": fractions,
             "detected": detected,
         }
+        if part.restarts > 1 and (part.draws > 1 or part.source == UNDEFENDED):
+            about["judged"] = "by draws of its own"  # parts without this were not
 
         def measure() -> dict[str, Any]:
             self._aim()
