@@ -8,6 +8,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from eat_dist.errors import StorageError
 from eat_dist.robustness.statistics import EnsembleStatistics
 from eat_dist.storage import Folder
 
@@ -94,10 +95,17 @@ class HistoryWriter:
 
 
 def read_history(folder: Folder) -> pa.Table:
-    """All iterations on record, in order; an empty table where there are none."""
+    """All iterations on record, in order; an empty table where there are none.
+
+    Raises:
+        StorageError: A file is damaged or of another form.
+    """
     files = [name for name in folder.names() if name.endswith(".parquet")]
-    tables = [pq.read_table(pa.BufferReader(folder.read(name))) for name in files]
-    return pa.concat_tables([SCHEMA.empty_table(), *tables])
+    try:
+        tables = [pq.read_table(pa.BufferReader(folder.read(name))) for name in files]
+        return pa.concat_tables([SCHEMA.empty_table(), *tables])
+    except pa.ArrowInvalid as error:
+        raise StorageError(f"cannot read '{folder}': {' '.join(str(error).split())}") from error
 
 
 def waiting_shares(history: pa.Table, members: int) -> list[float]:

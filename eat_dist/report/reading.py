@@ -112,10 +112,7 @@ def _read(folder: Folder, label: str) -> Run:
         )
     evaluation = folder.child(f"evaluation/{found[0]}")
     config = folder.read("config.yaml").decode(errors="replace") if folder.exists("config.yaml") else ""
-    try:
-        history = read_history(folder.child("statistics"))
-    except pa.ArrowInvalid as error:
-        raise StorageError(f"cannot read '{folder.child('statistics')}': {_line(error)}") from error
+    history = read_history(folder.child("statistics"))
     return Run(label, _summary(evaluation), config, history, _showcase(evaluation))
 
 

@@ -100,7 +100,7 @@ class Comparison:
             if any(name in row.metrics for name in self.figures)
         ]
         aspects = dict.fromkeys(name for settings in measured for name in settings)
-        unlike = [name for name in aspects if len({settings.get(name) for settings in measured}) > 1]
+        unlike = [name for name in aspects if len({settings[name] for settings in measured if name in settings}) > 1]
         return [_MEASURED.get(name, name) for name in unlike]
 
     def best(self, metric: str) -> float | None:

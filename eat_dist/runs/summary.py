@@ -54,7 +54,8 @@ def summary_of_training(
 
 def summary_with(summary: dict[str, Any], config: RunConfig, results: dict[str, Any]) -> dict[str, Any]:
     """The summary with the evaluation's figures under their stable names (docs/run_folder.md)."""
-    names = ("protocol", "norm", "epsilon", "num_steps", "images", "classes", "retrieval", "queries", "gallery")
+    names = ("protocol", "norm", "epsilon", "num_steps", "kmeans_seeds", "images", "classes")
+    names += ("retrieval", "queries", "gallery")
     about = {name: results[name] for name in names} | {"failed_checks": failed_checks(results)}
     measured = {"inference": results["inference"], **results["ensemble"], "members": results["members"]}
     return summary | {"evaluation": about, **measured}
@@ -108,13 +109,17 @@ def measurement(summary: dict[str, Any]) -> dict[str, str]:
     """What the figures of a summary were measured with, as text; empty where nothing was measured.
 
     Returns:
-        ``protocol``, ``norm``, ``epsilon``, ``num_steps``, ``images``, ``classes``, and ``attacks`` (on the ensemble).
+        ``protocol``, ``norm``, ``epsilon``, ``num_steps``, ``images``, ``classes``, ``kmeans_seeds`` (where it is
+        on record), and ``attacks`` (on the ensemble; through which of its members is not said, since a single network
+        has none).
     """
     about = summary.get("evaluation")
     if about is None:
         return {}
     found = {name: about[name] for name in ("protocol", "norm", "num_steps", "images", "classes")}
-    found |= {"epsilon": f"{about['epsilon']:.6g}", "attacks": ", ".join(sorted(summary["attacked"]))}
+    found |= {"kmeans_seeds": about["kmeans_seeds"]} if "kmeans_seeds" in about else {}
+    attacks = sorted({key.partition("@")[0] for key in summary["attacked"]})
+    found |= {"epsilon": f"{about['epsilon']:.6g}", "attacks": ", ".join(attacks)}
     return {name: str(value) for name, value in found.items()}
 
 

@@ -8,6 +8,7 @@ from eat_dist.config import RunConfig
 from eat_dist.console import Console
 from eat_dist.data.images import ZeroShotData
 from eat_dist.errors import CheckpointError, EatError
+from eat_dist.report.studies.wording import NEAR_ENOUGH
 from eat_dist.runs.checks import check_same_data, check_weights, load_data, splits_of
 from eat_dist.runs.resubmitted import differences, differing_keys
 from eat_dist.runs.saved import config_of
@@ -20,8 +21,6 @@ from eat_dist.studies.reading import Study
 Loaded = Mapping[str, tuple[RunConfig, ZeroShotData]]
 """Dataset → a config of it that names its shards, and the images."""
 
-# A row whose whole epochs miss the budget by more is named.
-_NEAR_ENOUGH = 0.05
 _MOST_SHOWN = 3
 
 
@@ -58,7 +57,7 @@ def with_equal_passes(runs: Sequence[StudyRun], data: Loaded, study: Study, cons
         iterations_per_epoch=iterations_per_epoch,
     )
     for (dataset, row), got in allotted.items():
-        if abs(got.share - 1) > _NEAR_ENOUGH:
+        if abs(got.share - 1) > NEAR_ENOUGH:
             console.warn(
                 f"row '{row}' on {dataset} takes {got.share:.2f} × the passes of '{study.budget_row}' with its "
                 f"{got.epochs} epochs"

@@ -120,10 +120,12 @@ def _measured_unlike(configs: dict[str, RunConfig]) -> Iterator[str]:
 
 def measured_by(config: RunConfig) -> dict[str, Any]:
     """What decides which figures come out of a given model: images, protocol, norm and ε."""
+    # The full protocol attacks the ensemble through its members, too, where they are measured.
+    computing = _OF_COMPUTING - {"members"} if config.evaluation.protocol == "full" else _OF_COMPUTING
     return {
         "data": config.data.model_dump(mode="json", exclude=_OF_TRAINING),
         "attack": {"norm": config.attack.norm},
-        "evaluation": config.measured.model_dump(mode="json", exclude=_OF_COMPUTING),
+        "evaluation": config.measured.model_dump(mode="json", exclude=computing),
     }
 
 

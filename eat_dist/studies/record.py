@@ -87,7 +87,7 @@ class Record:
         self.measured = measurement({"evaluation": results, "attacked": results["ensemble"]["attacked"]})
         self.failed_checks = failed_checks(results)
         self.passes = round(summary["passes"] * summary["members_trained"], 3)
-        self.training_seconds = round(_seconds_of_iterations(folder), 3)
+        self.training_seconds = _seconds_of_iterations(folder)
         self.mlflow_run_id = summary["mlflow_run_id"]
         self.status, self.error = "FINISHED", None
 
@@ -128,8 +128,8 @@ def write_state(folder: Folder, about: Mapping[str, Any], records: Sequence[Reco
     folder.write_json(STATE, {"schema": SCHEMA, **about, "runs": [asdict(record) for record in records]})
 
 
-def _seconds_of_iterations(folder: Folder) -> float:
-    """Wall clock of member 0's iterations, resumed parts included, each once.
+def _seconds_of_iterations(folder: Folder) -> float | None:
+    """Wall clock of member 0's iterations, resumed parts included, each once; None where none is on record.
 
     The times on record are each of the iteration before, so one is missing, and one more for each resumption: those
     count as the mean of the others.
@@ -141,4 +141,4 @@ def _seconds_of_iterations(folder: Folder) -> float:
         if member == 0
     ]
     known = [time for time in times if time > 0]
-    return sum(known) / 1000 * len(times) / len(known) if known else 0.0
+    return round(sum(known) / 1000 * len(times) / len(known), 3) if known else None

@@ -102,8 +102,8 @@ class _Study:
         start = self._executor(todo, data, backend=backend, concurrent=concurrent)
         self.about = self._about(before, runs, command)
         self.folder.create()
+        self._write()  # first: a folder is a study's by this file
         self.folder.write("study.yaml", self.study.text.encode())
-        self._write()
         self.console.say(
             f"study {self.study.name}: {len(runs)} runs ({len(self.study.rows)} rows × {len(self.study.datasets)} "
             f"datasets × {len(self.study.seeds)} seeds), {len(runs) - len(todo)} of them finished"
@@ -141,7 +141,13 @@ class _Study:
                 record.seconds, record.mlflow_run_id = before.seconds, before.mlflow_run_id
             here = self.folder.child(run.folder)
             if here.exists("summary.json"):
-                record.finish(here, run.config)
+                try:
+                    record.finish(here, run.config)
+                except StorageError as error:
+                    raise StorageError(
+                        f"run '{run.name}' is finished, and damaged: {error}. Measure it again with 'eat-dist evaluate "
+                        f"{here.argument}', or delete its folder and it is trained again"
+                    ) from error
             elif before is not None and before.status != "WAITING":
                 record.status = "INTERRUPTED"
             found[run.name] = record

@@ -131,7 +131,7 @@ def _comparison(study: Study, dataset: str) -> Comparison:
             rows.append(Row(label, tuple(done), len(runs), runs[0].members, runs[0].epochs))
     measured = [run.measured for row in rows for run in row.runs if run.measured is not None]
     aspects = dict.fromkeys(name for settings in measured for name in settings)
-    unlike = tuple(name for name in aspects if len({settings.get(name) for settings in measured}) > 1)
+    unlike = tuple(name for name in aspects if len({settings[name] for settings in measured if name in settings}) > 1)
     return Comparison(dataset, tuple(rows), unlike)
 
 
