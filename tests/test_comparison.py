@@ -147,6 +147,17 @@ def test_what_was_measured_with_is_empty_where_nothing_was() -> None:
     assert measurement({"name": "a"}) == {}
 
 
+def test_networks_of_different_size_are_measured_alike_and_other_k_means_are_not() -> None:
+    """An ensemble is attacked through its members, too, which a single network has not."""
+    about = {"protocol": "full", "norm": "linf", "num_steps": 100, "images": 9, "classes": 3, "epsilon": 0.1}
+    attacked = {"apgd100x5/proxy": {}, "apgd100x5/proxy@members": {}, "apgd100x5/proxy@member_0": {}}
+    three = measurement({"evaluation": about | {"kmeans_seeds": 5}, "attacked": attacked})
+    one = measurement({"evaluation": about | {"kmeans_seeds": 5}, "attacked": {"apgd100x5/proxy": {}}})
+    other = measurement({"evaluation": about | {"kmeans_seeds": 7}, "attacked": {"apgd100x5/proxy": {}}})
+    assert three == one
+    assert {name for name in one if one[name] != other[name]} == {"kmeans_seeds"}
+
+
 def test_epoch_means_are_over_members_and_iterations_of_their_epoch_alone() -> None:
     """Two iterations an epoch. Losses of two members: (1, 3), (3, 5) → members 2 and 4, ensemble 3."""
     epochs = EpochMeans(Schedule(iterations_per_epoch=2, epochs=3))

@@ -197,6 +197,37 @@ def test_a_failed_run_is_named_and_the_others_go_on_and_it_is_tried_again(
     assert digest(tmp_path, "pgd_at-digits-s0") == digest(finished, "pgd_at-digits-s0")
 
 
+@pytest.mark.parametrize("file", ["summary.json", "evaluation/quick/summary.json", "statistics/00000000.parquet"])
+def test_a_damaged_run_is_named_with_a_way_out(again: Path, file: str) -> None:
+    here = again / "study" / "runs" / "pgd_at-digits-s1"
+    whole = (here / file).read_bytes()
+    (here / file).write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(StorageError) as refused:
+        go(again)
+    assert str(refused.value).startswith("run 'pgd_at-digits-s1' is finished, and damaged: ")
+    assert "delete its folder and it is trained again" in str(refused.value)
+    assert "\n" not in str(refused.value)
+    shutil.rmtree(here)
+    go(again)
+    assert {run["status"] for run in state(again)["runs"]} == {"FINISHED"}
+
+
+def test_seconds_that_are_not_on_record_are_not_taken_for_none_at_all(again: Path) -> None:
+    shutil.rmtree(again / "study" / "runs" / "pgd_at-digits-s1" / "statistics")
+    go(again)
+    seconds = {run["name"]: run["training_seconds"] for run in state(again)["runs"]}
+    assert seconds["pgd_at-digits-s1"] is None
+    assert seconds["pgd_at-digits-s0"] > 0
+
+
+def test_an_evaluation_with_other_settings_ends_the_comparison(again: Path) -> None:
+    """As ``eat-dist evaluate RUN --set evaluation.kmeans_seeds=3`` leaves it."""
+    summary = again / "study" / "runs" / "pgd_at-digits-s1" / "evaluation" / "quick" / "summary.json"
+    summary.write_text(json.dumps(json.loads(summary.read_text()) | {"kmeans_seeds": 3}))
+    go(again)
+    assert "the runs differ in kmeans_seeds" in (again / "study" / "table.md").read_text()
+
+
 def test_ctrl_c_is_one_line_and_the_same_command_goes_on(
     tmp_path: Path, finished: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

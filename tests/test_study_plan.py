@@ -155,6 +155,13 @@ def test_what_changes_training_or_the_strength_of_the_attack_on_randomised_model
     assert plan_runs(study_of(tmp_path, f"base: digits.yaml\nrows: {{a: {{}}, b: {row}}}"), local=True)
 
 
+def test_the_full_protocol_attacks_through_the_members_of_all_rows_or_of_none(tmp_path: Path) -> None:
+    text = "base: digits.yaml\nset: {evaluation.protocol: full}\nrows: {a: {}, one: {ensemble.members: 1}"
+    assert len(plan_runs(study_of(tmp_path, text + "}"), local=True)) == 2
+    with pytest.raises(ConfigError, match="evaluation.members is False and there True"):
+        plan_runs(study_of(tmp_path, text + ", b: {evaluation.members: false}}"), local=True)
+
+
 def test_two_runs_of_one_name_are_refused(tmp_path: Path) -> None:
     text = "datasets: {c: digits.yaml, b-c: digits.yaml}\nrows: {a-b: {}, a: {}}"
     with pytest.raises(ConfigError, match="two runs would be called 'a-b-c-s0'"):

@@ -210,6 +210,14 @@ def test_equal_compute_is_said(tmp_path: Path) -> None:
     assert "Equal compute" not in markdown(study_of(tmp_path, ROWS))
 
 
+def test_rows_that_miss_the_budget_are_named_beside_the_table(tmp_path: Path) -> None:
+    content = study_json(ROWS, budget_row="pgd_at")
+    for run in content["runs"]:
+        run["passes"] *= {"eat": 1.04, "trades": 0.25, "pgd_at": 1.0}[run["row"]]
+    told = markdown(read_study(write_study(tmp_path, content)))
+    assert "the passes of 'pgd_at', as nearly as whole epochs allow; not so: trades (0.25 ×)." in told
+
+
 # The page
 
 

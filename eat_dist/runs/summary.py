@@ -54,9 +54,9 @@ def summary_of_training(
 
 def summary_with(summary: dict[str, Any], config: RunConfig, results: dict[str, Any]) -> dict[str, Any]:
     """The summary with the evaluation's figures under their stable names (docs/run_folder.md)."""
-    names = ("protocol", "norm", "epsilon", "num_steps", "kmeans_seeds", "images", "classes")
-    names += ("retrieval", "queries", "gallery")
-    about = {name: results[name] for name in names} | {"failed_checks": failed_checks(results)}
+    measured_with = ("protocol", "norm", "epsilon", "num_steps", "kmeans_seeds", "images", "classes")
+    about = {name: results[name] for name in (*measured_with, "retrieval", "queries", "gallery")}
+    about |= {"failed_checks": failed_checks(results)}
     measured = {"inference": results["inference"], **results["ensemble"], "members": results["members"]}
     return summary | {"evaluation": about, **measured}
 
