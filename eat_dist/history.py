@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import statistics
 from typing import Any
 
 import pyarrow as pa
@@ -106,6 +107,18 @@ def read_history(folder: Folder) -> pa.Table:
         return pa.concat_tables([SCHEMA.empty_table(), *tables])
     except pa.ArrowInvalid as error:
         raise StorageError(f"cannot read '{folder}': {' '.join(str(error).split())}") from error
+
+
+def last_fooled_rate(history: pa.Table) -> float | None:
+    """Share in [0, 1] of the images that the training attack misplaced, in the last epoch; None where not measured.
+
+    Mean over members and iterations.
+    """
+    columns = (history[name].to_pylist() for name in ("epoch", "fooled_rate"))
+    measured = [(epoch, rate) for epoch, rate in zip(*columns, strict=True) if rate is not None]
+    last = max((epoch for epoch, _ in measured), default=None)
+    rates = [rate for epoch, rate in measured if epoch == last]
+    return statistics.fmean(rates) if rates else None
 
 
 def waiting_shares(history: pa.Table, members: int) -> list[float]:

@@ -12,7 +12,7 @@ import pytest
 
 from eat_dist.checkpoint import Checkpoints, fingerprint
 from eat_dist.errors import CheckpointError, NonFiniteLossError
-from eat_dist.history import SCHEMA, read_history, waiting_shares
+from eat_dist.history import SCHEMA, last_fooled_rate, read_history, waiting_shares
 from eat_dist.storage import Folder
 from small_runs import largest_difference, small_config, train_locally, weights
 
@@ -199,3 +199,10 @@ def test_the_member_that_waits_least_is_the_one_the_others_wait_for() -> None:
     )
 
     assert waiting_shares(table, 3) == pytest.approx([0.4, 0.01, 0.0])
+
+
+def test_the_last_fooled_rate_is_the_mean_of_the_last_epoch_where_it_was_measured() -> None:
+    entries = [(0, 0, 0.9), (1, 0, 0.5), (1, 1, 0.25), (1, 2, None)]
+    rows = [{"epoch": epoch, "member": member, "fooled_rate": rate} for epoch, member, rate in entries]
+    assert last_fooled_rate(pa.Table.from_pylist(rows, schema=SCHEMA)) == 0.375
+    assert last_fooled_rate(pa.Table.from_pylist(rows[-1:], schema=SCHEMA)) is None

@@ -158,7 +158,7 @@ def test_what_changes_training_or_the_strength_of_the_attack_on_randomised_model
 def test_the_full_protocol_attacks_through_the_members_of_all_rows_or_of_none(tmp_path: Path) -> None:
     text = "base: digits.yaml\nset: {evaluation.protocol: full}\nrows: {a: {}, one: {ensemble.members: 1}"
     assert len(plan_runs(study_of(tmp_path, text + "}"), local=True)) == 2
-    with pytest.raises(ConfigError, match="evaluation.members is False and there True"):
+    with pytest.raises(ConfigError, match=r"evaluation\.members is False and there True"):
         plan_runs(study_of(tmp_path, text + ", b: {evaluation.members: false}}"), local=True)
 
 

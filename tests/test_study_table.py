@@ -218,6 +218,15 @@ def test_rows_that_miss_the_budget_are_named_beside_the_table(tmp_path: Path) ->
     assert "the passes of 'pgd_at', as nearly as whole epochs allow; not so: trades (0.25 ×)." in told
 
 
+def test_a_row_whose_training_withstood_nothing_is_named_beside_the_table(tmp_path: Path) -> None:
+    content = study_json(ROWS)
+    assert "withstood nothing" not in markdown(read_study(write_study(tmp_path / "one", content)))
+    next(run for run in content["runs"] if run["row"] == "trades")["withstands_nothing"] = True
+    told = markdown(read_study(write_study(tmp_path / "other", content)))
+    assert "Training that withstood nothing" in told
+    assert "as chance would: trades." in told
+
+
 # The page
 
 

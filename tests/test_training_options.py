@@ -190,3 +190,23 @@ def test_data_that_stay_the_same_keep_their_digest_and_others_do_not() -> None:
 
     assert load_dataset(small_config().data).train.digest() == first
     assert load_dataset(small_config("data.image_size=16").data).train.digest() != first
+
+
+def test_a_training_that_withstands_nothing_is_warned_of_and_one_that_learns_is_not(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("eat_dist.runs.run._LONG_ENOUGH", 1)
+    options = ("defense.name=pgd_at", "evaluation.protocol=none", "cluster.backend=local", "ensemble.members=1")
+    summaries = {}
+    for rate, epochs, epsilon in (("1e-9", 1, 0.2), ("1e-2", 12, 0.05)):
+        own = (f"optimiser.learning_rate={rate}", f"train.epochs={epochs}", f"attack.epsilon={epsilon}")
+        config = small_config(*options, *own)
+        finished = start_run(config, run_dir=str(tmp_path / rate), overwrite=False, console=Console())
+        summaries[rate] = finished.summary, capsys.readouterr().err
+    stuck, told = summaries["1e-9"]
+    assert stuck["fooled_by_chance"] == 0.8
+    assert stuck["fooled_rate"] > 0.76
+    assert "as chance would (80 %): nothing was learnt that withstands it. Try another optimiser.learning_rate" in told
+    learnt, told = summaries["1e-2"]
+    assert learnt["fooled_rate"] < 0.5
+    assert "nothing was learnt" not in told

@@ -28,7 +28,7 @@ from eat_dist.runs.checks import (
 )
 from eat_dist.runs.defended import drawn_pool
 from eat_dist.runs.evaluation import Subject, evaluate_subject, evaluation_folder
-from eat_dist.runs.summary import flat_figures, step_metrics, summary_of_training, summary_with
+from eat_dist.runs.summary import flat_figures, step_metrics, summary_of_training, summary_with, withstands_nothing
 from eat_dist.runs.tracked import EpochMeans, dataset_record, log_figures, run_tags, version_tags
 from eat_dist.schedule import Schedule
 from eat_dist.storage import Folder
@@ -36,6 +36,9 @@ from eat_dist.tracking import Status, Tracker
 
 # Iterations whose numbers go to MLflow, at most; the run folder has all of them.
 _TRACKED_ITERATIONS = 1000
+
+# Iterations from which on a training may be expected to have learnt something.
+_LONG_ENOUGH = 500
 
 # Difference of the members' shares of time spent waiting from which on the slowest is named.
 _UNEQUAL = 0.2
@@ -165,10 +168,12 @@ class Run:
             results,
             seconds=seconds,
             weights_sha256=digest,
+            classes=self.data.train.num_classes,
             skipped=self.data.skipped,
             mlflow_run_id=tracker.run_id,
         )
         self._name_the_slowest(summary["waiting_share"])
+        self._warn_of_nothing_learnt(summary)
         if config.evaluation.protocol != "none":
             measured = evaluate_subject(
                 Subject(str(folder), config),
@@ -194,6 +199,14 @@ class Run:
             self.console.say(
                 f"Member {slowest} was the slowest: the others waited {100 * others:.0f} % of their time for peers, "
                 f"it {100 * shares[slowest]:.0f} %."
+            )
+
+    def _warn_of_nothing_learnt(self, summary: dict[str, Any]) -> None:
+        if summary["iterations"] >= _LONG_ENOUGH and withstands_nothing(summary):
+            self.console.warn(
+                f"in the last epoch the training attack misplaced {100 * summary['fooled_rate']:.0f} % of the images, "
+                f"as chance would ({100 * summary['fooled_by_chance']:.0f} %): nothing was learnt that withstands it. "
+                f"Try another optimiser.learning_rate, more epochs or a smaller attack.epsilon"
             )
 
     def _train(self, tracker: Tracker, show: Callable[[EnsembleStatistics], None]) -> list[MemberResult]:

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from eat_dist.config import RunConfig
-from eat_dist.history import read_history, waiting_shares
+from eat_dist.history import last_fooled_rate, read_history, waiting_shares
 from eat_dist.member import MemberResult
 from eat_dist.robustness.statistics import EnsembleStatistics
 from eat_dist.storage import Folder
@@ -24,11 +24,13 @@ def summary_of_training(
     *,
     seconds: float,
     weights_sha256: str,
+    classes: int,
     skipped: Sequence[str],
     mlflow_run_id: str | None,
 ) -> dict[str, Any]:
-    """What ``summary.json`` says of a run before it is evaluated; ``results`` by rank."""
-    waited = waiting_shares(read_history(folder.child("statistics")), config.ensemble.members)
+    """What ``summary.json`` says of a run before it is evaluated; ``results`` by rank, ``classes`` trained on."""
+    history = read_history(folder.child("statistics"))
+    waited, fooled = waiting_shares(history, config.ensemble.members), last_fooled_rate(history)
     return {
         "schema": SUMMARY_SCHEMA,
         "name": config.name,
@@ -41,6 +43,8 @@ def summary_of_training(
         "iterations": results[0].iterations,
         "passes": round(results[0].passes, 3),
         "seconds": round(seconds, 3),
+        "fooled_rate": None if fooled is None else round(fooled, 4),
+        "fooled_by_chance": round(1 - 1 / classes, 4),
         "resumed_from_iteration": results[0].resumed_from,
         "weights_sha256": weights_sha256,
         "waiting_share": [round(share, 4) for share in waited],
@@ -59,6 +63,12 @@ def summary_with(summary: dict[str, Any], config: RunConfig, results: dict[str, 
     about |= {"failed_checks": failed_checks(results)}
     measured = {"inference": results["inference"], **results["ensemble"], "members": results["members"]}
     return summary | {"evaluation": about, **measured}
+
+
+def withstands_nothing(summary: Mapping[str, Any]) -> bool:
+    """Whether the training attack misplaced images in the last epoch (nearly) as often as chance would."""
+    fooled, chance = summary.get("fooled_rate"), summary.get("fooled_by_chance")
+    return fooled is not None and chance is not None and fooled >= 0.95 * chance
 
 
 def failed_checks(results: dict[str, Any]) -> list[str] | None:

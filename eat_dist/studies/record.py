@@ -10,7 +10,7 @@ from eat_dist.config import RunConfig
 from eat_dist.errors import StorageError
 from eat_dist.history import read_history
 from eat_dist.runs.evaluation import evaluation_folder
-from eat_dist.runs.summary import failed_checks, figures_of, measurement
+from eat_dist.runs.summary import failed_checks, figures_of, measurement, withstands_nothing
 from eat_dist.storage import Folder
 from eat_dist.studies.plan import StudyRun
 
@@ -38,6 +38,7 @@ class Record:
         figures: :data:`eat_dist.runs.summary.FIGURES`; None before it is finished, as all that follows.
         measured: What they were measured with.
         failed_checks: Names of the sanity checks that failed; None where the protocol has none.
+        withstands_nothing: The training attack misplaced images to the end as often as chance would.
         passes: Forward-backward passes over a batch, over all members, as counted.
         training_seconds: Time of the iterations that made the weights.
     """
@@ -56,6 +57,7 @@ class Record:
     figures: dict[str, float] | None = None
     measured: dict[str, str] | None = None
     failed_checks: list[str] | None = None
+    withstands_nothing: bool = False
     passes: float | None = None
     training_seconds: float | None = None
 
@@ -86,6 +88,7 @@ class Record:
         self.figures = figures_of(results["ensemble"])
         self.measured = measurement({"evaluation": results, "attacked": results["ensemble"]["attacked"]})
         self.failed_checks = failed_checks(results)
+        self.withstands_nothing = withstands_nothing(summary)
         self.passes = round(summary["passes"] * summary["members_trained"], 3)
         self.training_seconds = _seconds_of_iterations(folder)
         self.mlflow_run_id = summary["mlflow_run_id"]

@@ -122,6 +122,7 @@ def _write_summary(
         results,
         seconds=seconds,
         weights_sha256=digest,
+        classes=data.train.num_classes,
         skipped=data.skipped,
         mlflow_run_id=task["mlflow_run_id"],
     )

@@ -36,6 +36,7 @@ class Run(_Part):
     figures: dict[str, Figure] | None = None
     measured: dict[str, str] | None = None
     failed_checks: list[str] | None = None
+    withstands_nothing: bool = False
     passes: Figure = None
     training_seconds: Figure = None
 

@@ -46,6 +46,11 @@ def notes(study: Study, comparison: Comparison) -> list[str]:
     ]
     if study.budget_row is not None:
         found.append(_equal_compute(comparison, study.budget_row))
+    if collapsed := [row.label for row in comparison.shown if any(run.withstands_nothing for run in row.runs)]:
+        found.append(
+            f"Training that withstood nothing, its own attack misplaced images to the end as often as chance would: "
+            f"{joined(collapsed)}. Other settings may do these rows more justice."
+        )
     if comparison.unlike:
         found.append(
             f"Not measured alike: the runs differ in {joined(list(comparison.unlike))}. Their figures may not be "
