@@ -131,6 +131,38 @@ def test_every_attack_raises_its_objective_on_an_undefended_model(config: Attack
     assert float(attacked.mean()) > float(clean.mean())
 
 
+class WithoutSlopeAtAPixel(nn.Module):
+    """The same values, and NaN where the gradient of the fourth pixel of the fourth row should be."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        if images.requires_grad:
+            gone = torch.zeros(images.shape[-2:], dtype=torch.bool)
+            gone[3, 3] = True
+            images = images * 1
+            images.register_hook(lambda gradient: gradient.masked_fill(gone, float("nan")))
+        return self.model(images)
+
+
+@pytest.mark.parametrize(("name", "norm"), EVERY_ATTACK)
+def test_a_gradient_that_is_not_a_number_at_one_pixel_ends_no_attack(name: str, norm: Norm) -> None:
+    """Else the iterate is NaN, never the best, and the model looks robust."""
+    if name in ("random_noise", "square"):
+        return  # without gradients
+    model = small_model().eval()
+    objective = small_objective(model)
+    config = AttackConfig(name=name, norm=norm, epsilon=0.3, num_steps=10)
+    with torch.no_grad():
+        clean = objective(model(small_images()))
+        adversarial = craft(config, WithoutSlopeAtAPixel(model).eval(), objective)
+        attacked, whole = objective(model(adversarial)), objective(model(craft(config, model, objective)))
+    assert adversarial.isfinite().all()
+    assert float((attacked - clean).mean()) > 0.7 * float((whole - clean).mean()) > 0
+
+
 @pytest.mark.parametrize(("name", "norm"), EVERY_ATTACK)
 def test_no_attack_lets_an_image_depend_on_the_others_of_its_batch(name: str, norm: Norm) -> None:
     """With a generator an image. Not promised for ``batch_loss``, whose log-sum-exp couples the images (next tests)."""

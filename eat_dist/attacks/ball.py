@@ -75,9 +75,11 @@ class Ball:
     def steepest(self, gradient: torch.Tensor) -> torch.Tensor:
         """The direction of length 1 in this norm along which a linear function rises fastest.
 
-        The sign in L∞, the normalised gradient in L2; a zero gradient stays zero. Not defined in L0.
+        The sign in L∞, the normalised gradient in L2; a zero gradient stays zero, and what is not finite is taken for
+        zero (:func:`finite`). Not defined in L0.
         """
         assert self.norm != "l0", "an L0 attack chooses its pixels itself"
+        gradient = finite(gradient)
         return gradient.sign() if self.norm == "linf" else gradient / _lengths(gradient)
 
     def distances(self, perturbed: torch.Tensor, images: torch.Tensor) -> torch.Tensor:
@@ -102,3 +104,11 @@ def _lengths(vectors: torch.Tensor) -> torch.Tensor:
     """[B, 1, 1, 1] Euclidean lengths, kept away from zero."""
     lengths: torch.Tensor = vectors.flatten(1).norm(dim=1)
     return lengths.clamp_min(_SMALLEST_NORM).view(-1, 1, 1, 1)
+
+
+def finite(gradient: torch.Tensor) -> torch.Tensor:
+    """The gradient with zeros where it is not finite.
+
+    One NaN would make the next iterate NaN, which is never the best, and so end the attack unseen.
+    """
+    return gradient.nan_to_num(nan=0.0, posinf=0.0, neginf=0.0)

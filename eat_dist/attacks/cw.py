@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import torch
 
-from eat_dist.attacks.ball import Ball
+from eat_dist.attacks.ball import Ball, finite
 from eat_dist.attacks.iterative import Best, ascend
 from eat_dist.attacks.randomness import Generators, normal
 from eat_dist.attacks.surface import Reading, Surface
@@ -105,8 +105,9 @@ class _Descent:
     def __call__(self, current: torch.Tensor, reading: Reading) -> torch.Tensor:
         """Judge the iterate, then take Adam's step; see :data:`eat_dist.attacks.iterative.Step`."""
         success = self.judge(current, reading.values)
-        flat = ~reading.gradient.flatten(1).any(dim=1)
-        gradient = torch.where(flat.view(-1, 1, 1, 1), self._stand_in, reading.gradient)
+        gradient = finite(reading.gradient)
+        flat = ~gradient.flatten(1).any(dim=1)
+        gradient = torch.where(flat.view(-1, 1, 1, 1), self._stand_in, gradient)
         pull = torch.where(success, 0.0, self._weight).view(-1, 1, 1, 1)
         slope = 0.5 / self._w.cosh().square()  # dx/dw, which 1 − tanh² would lose to rounding near the ends
         self._w.grad = (2 * (self._perturbed() - self._images) - pull * gradient) * slope

@@ -110,12 +110,13 @@ class Best:
         return self._ranked[0][1]
 
     def see(self, images: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
-        """Take the images that are better than all before, and those of the first call.
+        """Take the images that are better than all before, and those of the first call; NaN is the worst value.
 
         Returns:
             [B] bool, which were taken.
         """
         assert values.ndim == 1, f"one value an image is needed to keep the best; got shape {tuple(values.shape)}"
+        values = values.nan_to_num(nan=float("-inf"), posinf=float("inf"), neginf=float("-inf"))
         best = values > self.values if self._ranked else torch.ones_like(values, dtype=torch.bool)
         for place, (kept_images, kept_values) in enumerate(self._ranked):
             better = values > kept_values

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import torch
 
-from eat_dist.attacks.ball import Ball
+from eat_dist.attacks.ball import Ball, finite
 from eat_dist.attacks.iterative import Step, ascend
 from eat_dist.attacks.randomness import Generators, normal
 from eat_dist.attacks.surface import Reading, Surface
@@ -73,8 +73,9 @@ def _to_the_ends(images: torch.Tensor, stand_in: torch.Tensor, *, budget: int, p
     """The step that changes the ``pixels`` most salient unchanged pixels of each image, ``budget`` of them in all."""
 
     def step(current: torch.Tensor, reading: Reading) -> torch.Tensor:
-        flat = ~reading.gradient.flatten(1).any(dim=1)
-        gradient = torch.where(flat.view(-1, 1, 1, 1), stand_in, reading.gradient)
+        gradient = finite(reading.gradient)
+        flat = ~gradient.flatten(1).any(dim=1)
+        gradient = torch.where(flat.view(-1, 1, 1, 1), stand_in, gradient)
         end = torch.where(gradient > 0, 1.0, torch.where(gradient < 0, 0.0, current))
         changed = (current != images).any(dim=1).flatten(1)
         saliency = (gradient * (end - current)).sum(dim=1).flatten(1).masked_fill(changed, 0.0)

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import torch
 
-from eat_dist.attacks.ball import Ball
+from eat_dist.attacks.ball import Ball, finite
 from eat_dist.attacks.iterative import ascend
 from eat_dist.attacks.randomness import Generators
 from eat_dist.attacks.surface import Reading, Surface
@@ -82,8 +82,8 @@ class MomentumStep:
 
     def __call__(self, current: torch.Tensor, reading: Reading) -> torch.Tensor:
         """See :data:`~eat_dist.attacks.iterative.Step`."""
-        lengths = reading.gradient.flatten(1).norm(p=1, dim=1).clamp_min(1e-12).view(-1, 1, 1, 1)
-        accumulated = reading.gradient / lengths
+        gradient = finite(reading.gradient)
+        accumulated = gradient / gradient.flatten(1).norm(p=1, dim=1).clamp_min(1e-12).view(-1, 1, 1, 1)
         if self._accumulated is not None:
             accumulated += self._decay * self._accumulated
         self._accumulated = accumulated

@@ -149,7 +149,8 @@ def _train_member(loop: dict[str, Any]) -> None:
     try:
         train = load_dataset(config.data).train
         splits = make_splits(train.labels, config.ensemble.split, members=config.ensemble.members, seed=config.seed)
-        on_gpu, here = torch.cuda.is_available(), context.get_local_world_size()
+        # Not whether torch sees one: Ray hides no GPU from workers that have asked for none (cluster.device=cpu).
+        on_gpu, here = loop["workers_a_gpu"] > 0, context.get_local_world_size()
         result = Member(
             config,
             train,

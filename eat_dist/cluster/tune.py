@@ -122,7 +122,10 @@ def run_trials(
     with tempfile.TemporaryDirectory() as scratch:
         try:
             tune.run(
-                tune.with_resources(_trainable(work), tune.PlacementGroupFactory([_DRIVER | dict(resources or {})])),
+                tune.with_resources(
+                    _trainable(work, computes="GPU" in (resources or {})),
+                    tune.PlacementGroupFactory([_DRIVER | dict(resources or {})]),
+                ),
                 name="sweep",
                 num_samples=trials,
                 search_alg=_Questions(scribe),
@@ -141,8 +144,15 @@ def run_trials(
             raise
 
 
-def _trainable(work: Callable[[Mapping[str, Any], Report], None]) -> Callable[[dict[str, Any]], None]:
+def _trainable(
+    work: Callable[[Mapping[str, Any], Report], None], *, computes: bool
+) -> Callable[[dict[str, Any]], None]:
+    """``computes``: whether it has asked for a GPU."""
+
     def trial(task: dict[str, Any]) -> None:
+        if not computes:
+            # Ray hides no GPU from a process that has asked for none: its evaluation would take one that others have.
+            os.environ["CUDA_VISIBLE_DEVICES"] = ""
         # What this process does is done on a cluster, whatever it was told: an evaluation asks for a GPU there.
         os.environ["RAY_ADDRESS"] = ray.get_runtime_context().gcs_address
         try:

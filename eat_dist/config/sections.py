@@ -210,7 +210,7 @@ class EvaluationConfig(Section):
         None, ge=1, description="Passes averaged a step; default: 1, and 20 for a randomised defense at inference."
     )
     objectives: Annotated[tuple[Objectives, ...], Field(strict=False, min_length=1)] = Field(
-        ("displacement", "nearest_wrong_centroid", "random_wrong_centroid"),
+        ("nearest_wrong_centroid", "random_wrong_centroid", "nearest_negative"),
         description="What the quick protocol's attacker maximises; the others have their own list.",
     )
     members: bool = Field(True, description="Attack each member alone, too.")

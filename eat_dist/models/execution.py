@@ -22,7 +22,7 @@ Network = Callable[[torch.Tensor], torch.Tensor]
 
 @dataclass(frozen=True)
 class Execution:
-    """The settings of one embedder; the defaults are plain float32, the whole batch at once.
+    """The settings of one embedder; the defaults are float32, the whole batch at once.
 
     Attributes:
         bfloat16: Matrix products and convolutions in bfloat16 under autocast; parameters, their gradients and the
