@@ -88,14 +88,14 @@ def test_an_interrupted_evaluation_goes_on_and_ends_as_an_uninterrupted_one(tmp_
     whole = measure(untrained(2), unseen(12), tmp_path / "whole", config=TWO_STEPS)
 
     def interrupt(part: str, done: float, total: float) -> None:
-        if part.startswith("member_0-pgd2-nearest_wrong_centroid"):
+        if part.startswith("member_0-pgd2-random_wrong_centroid"):
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
         measure(untrained(2), unseen(12), tmp_path / "stopped", config=TWO_STEPS, on_progress=interrupt)
     before = stamps(tmp_path / "stopped")
     clean = {f"{name}-clean.json" for name in ("ensemble", "member_0", "member_1")}
-    assert set(before) == ATTACKED | clean | {"member_0-pgd2-displacement-linf-0.2.json"}
+    assert set(before) == ATTACKED | clean | {"member_0-pgd2-nearest_wrong_centroid-linf-0.2.json"}
     assert not (tmp_path / "stopped" / "summary.json").exists()
     assert measure(untrained(2), unseen(12), tmp_path / "stopped", config=TWO_STEPS) == whole
     assert not rewritten(tmp_path / "stopped", before) & set(before)
@@ -110,8 +110,8 @@ def test_the_same_seed_gives_the_same_bytes_and_another_seed_does_not(tmp_path: 
     assert content(tmp_path / "again") == first
     other = content(tmp_path / "other")
     assert (
-        other["parts/ensemble-pgd2-displacement-linf-0.2.json"]
-        != first["parts/ensemble-pgd2-displacement-linf-0.2.json"]
+        other["parts/ensemble-pgd2-nearest_wrong_centroid-linf-0.2.json"]
+        != first["parts/ensemble-pgd2-nearest_wrong_centroid-linf-0.2.json"]
     )
 
 
@@ -163,7 +163,7 @@ def damage_foreign(path: Path) -> None:
 @pytest.mark.parametrize("damage", [damage_truncate, damage_digit, damage_foreign, Path.unlink])
 def test_only_a_missing_or_damaged_part_is_measured_again(damage: Callable[[Path], None], tmp_path: Path) -> None:
     first = measure(untrained(1), unseen(12), tmp_path, config=TWO_STEPS)
-    name = "ensemble-pgd2-displacement-linf-0.2.json"
+    name = "ensemble-pgd2-nearest_wrong_centroid-linf-0.2.json"
     damage(tmp_path / "parts" / name)
     before = stamps(tmp_path)
     assert measure(untrained(1), unseen(12), tmp_path, config=TWO_STEPS) == first

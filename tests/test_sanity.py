@@ -118,6 +118,19 @@ def transfer_success(source: str, on_member_0: float, own: float = 0.5) -> Chang
     return change
 
 
+def transfer_to_the_ensemble(success: float, own: float = 0.5) -> Change:
+    """From one member, beside what the attack on the ensemble itself achieves."""
+
+    def change(todo: Plan, _: object, measured: dict[Part, dict[str, Any]]) -> None:
+        for part in todo.transfer:
+            figures = measured[part]["targets"]["ensemble"]["figures"]
+            figures["success_rate"] = success if part.source == "member_1" else 0.0
+        for part in todo.ladder:
+            measured[part]["targets"]["ensemble"]["figures"]["success_rate"] = own
+
+    return change
+
+
 def clean_recall(value: float) -> Change:
     return lambda _, clean, __: clean["ensemble"]["figures"].update(r_at_1=value)
 
@@ -154,6 +167,8 @@ BOUNDARIES: list[tuple[str, Change, bool]] = [
     ("transfer", transfer_success("without_0", 0.51), True),
     ("transfer", transfer_success("without_0", 0.53), False),
     ("transfer", transfer_success("member_1", 1.0), True),
+    ("transfer", transfer_to_the_ensemble(0.51), True),
+    ("transfer", transfer_to_the_ensemble(0.53), False),
     ("batch_size", in_check("other_batch_size", retrieved=bits(49)), True),
     ("batch_size", in_check("other_batch_size", retrieved=bits(48)), False),
     ("better_than_chance", clean_recall(0.1), True),

@@ -202,25 +202,28 @@ def _white_box_bits(plan: Plan, measured: Measured) -> list[str]:
 
 
 def _transfer(plan: Plan, measured: Measured) -> list[Verdict]:
-    own = {part.source: part for part in plan.transfer if part.source.startswith("member_")}
-    if not own:
+    """Of the ensemble, or the single model, and of each member; nothing where nothing was crafted elsewhere."""
+    if not plan.transfer:
         return []
+    own = {part.source: part for part in plan.transfer if part.source.startswith("member_")}
+    own[ENSEMBLE] = next(part for part in plan.ladder if part.attack == "pgd")  # on the same sample, as many steps
     worst, words = -1.0, ""
     for part in plan.transfer:
-        if part.source.startswith("member_"):
-            continue
         for target in part.targets:
-            if target in own and (part.source == "other" or part.source == f"without_{target.removeprefix('member_')}"):
-                there, here = (measured[p]["targets"][target]["figures"]["success_rate"] for p in (part, own[target]))
-                if there is not None and here is not None and there - here > worst:
-                    worst = there - here
-                    words = f"{target}: {_percent(there)} from {part.source}, {_percent(here)} from itself"
+            # A member alone is no match for another; what is judged is the ensemble without the attacked one.
+            everybody_else = ("other", f"without_{target.removeprefix('member_')}")
+            if target != ENSEMBLE and part.source not in everybody_else:
+                continue
+            there, here = (measured[p]["targets"][target]["figures"]["success_rate"] for p in (part, own[target]))
+            if there is not None and here is not None and there - here > worst:
+                worst = there - here
+                words = f"{target}: {_percent(there)} from {part.source}, {_percent(here)} from itself"
     return [
         Verdict(
             "transfer",
-            "an attack from the other members is not stronger on a member than its own",
+            "no attack from other models is stronger on the ensemble, or on a member, than its own",
             worst <= TOLERANCE,
-            words or "no query of any member is retrieved clean",
+            words or "no query is retrieved clean",
             f"at most {TOLERANCE:.0%} more",
         )
     ]
