@@ -325,7 +325,7 @@ def test_train_evaluate_embed_and_resume_work_on_one_run(
     summary = json.loads((tmp_path / "out" / "summary.json").read_text())
     assert summary["seed"] == 5
     assert set(summary["attacked"]) == {
-        "pgd2/displacement",
+        "pgd2/nearest_negative",
         "pgd2/nearest_wrong_centroid",
         "pgd2/random_wrong_centroid",
     }

@@ -110,11 +110,11 @@ def test_a_torchvision_resnet_is_evaluated_with_no_change_but_normalise(run: Run
     assert summary["command"].startswith("eat-dist evaluate my_models:resnet18 --normalise")
     assert summary["epsilon"] == 8 / 255
     assert set(summary["ensemble"]["attacked"]) == {
-        "pgd2/displacement",
+        "pgd2/nearest_negative",
         "pgd2/nearest_wrong_centroid",
         "pgd2/random_wrong_centroid",
     }
-    assert 0 < summary["ensemble"]["attacked"]["pgd2/displacement"]["mean_displacement"] <= 2
+    assert 0 < summary["ensemble"]["attacked"]["pgd2/nearest_negative"]["mean_displacement"] <= 2
     assert (folder / "config.yaml").exists()
     assert pq.read_table(quick / "results.parquet").num_rows > 40
 

@@ -13,7 +13,7 @@ from eat_dist.console import Console
 from eat_dist.runs import start_run
 
 REPOSITORY = Path(__file__).resolve().parents[1]
-ATTACK = "pgd20/nearest_wrong_centroid"
+ATTACK = "pgd20/nearest_negative"
 
 
 def trained(folder: Path, *assignments: str) -> dict[str, Any]:
@@ -22,6 +22,7 @@ def trained(folder: Path, *assignments: str) -> dict[str, Any]:
         [
             "cluster.backend=local",
             "cluster.threads_per_member=1",
+            "evaluation.epsilon=0.1",  # at 0.2, which is trained at, nothing survives this attack
             "evaluation.members=false",
             "tracking.enabled=false",
             *assignments,

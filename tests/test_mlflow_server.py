@@ -98,7 +98,7 @@ def test_a_run_is_recorded_whole_under_its_stable_names(recorded: Recorded) -> N
     by_objective = [figures["r_at_1"] for figures in summary["attacked"].values()]
     assert len(set(by_objective)) > 1
     assert metrics["attacked/pgd2/r_at_1"] == min(by_objective)
-    assert metrics["attacked/pgd2/displacement/r_at_1"] == summary["attacked"]["pgd2/displacement"]["r_at_1"]
+    assert metrics["attacked/pgd2/nearest_negative/r_at_1"] == summary["attacked"]["pgd2/nearest_negative"]["r_at_1"]
     assert metrics["worst/r_at_1"] <= metrics["attacked/pgd2/r_at_1"]
 
     sums = json.loads((recorded.folder / f"gamma-{gamma:g}" / "run.json").read_text())["data"]
@@ -164,7 +164,7 @@ def test_the_registered_version_loads_and_says_where_it_is_from(
         }.items()
     )
     assert "attacked/pgd2/r_at_1" in version.tags
-    assert "attacked/pgd2/displacement/r_at_1" not in version.tags
+    assert "attacked/pgd2/nearest_negative/r_at_1" not in version.tags
 
     mlflow.set_tracking_uri(recorded.server.uri)
     images = torch.rand(3, 1, 8, 8, generator=torch.Generator().manual_seed(0))

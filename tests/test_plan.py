@@ -25,7 +25,7 @@ from eat_dist.evaluation.plan import (
 from eat_dist.evaluation.sizes import Sizes
 
 GROUPS = ("main", "square", "curves", "ladder", "norms", "transfer", "checks", "detector")
-QUICK = ("displacement", "nearest_wrong_centroid", "random_wrong_centroid")
+QUICK = ("nearest_wrong_centroid", "random_wrong_centroid", "nearest_negative")
 
 
 def sizes_of(config: EvaluationConfig, *, norm: Norm = "linf", epsilon: float = 0.1, numbers: int = 64) -> Sizes:

@@ -216,10 +216,14 @@ def test_worst_counts_the_queries_that_survive_everything(random: LabelledImages
     assert results["worst"]["r_at_1"] < min(attacked["r_at_1"] for attacked in results["attacked"].values())
 
 
-def test_roles_change_retrieval_and_neither_the_attack_nor_clustering(random: LabelledImages, tmp_path: Path) -> None:
+def test_roles_change_retrieval_and_neither_attacks_on_centroids_nor_clustering(
+    random: LabelledImages, tmp_path: Path
+) -> None:
     without = replace(random, is_query=None)
     one, other = (measure(images, tmp_path / str(i), epsilon=0.15) for i, images in enumerate((random, without)))
     for key, attacked in one["ensemble"]["attacked"].items():
+        if key.endswith("nearest_negative"):  # which aims at the gallery, and the roles decide what is in it
+            continue
         same = ("nmi", "ami", "f1", "mean_displacement", "largest_perturbation")
         assert [attacked[name] for name in same] == [other["ensemble"]["attacked"][key][name] for name in same]
         assert attacked["map_at_r"] != other["ensemble"]["attacked"][key]["map_at_r"]
