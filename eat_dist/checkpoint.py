@@ -18,7 +18,7 @@ import torch
 from safetensors.torch import load as load_safetensors
 from safetensors.torch import save as save_safetensors
 
-from eat_dist.config import InferenceConfig, RunConfig, dump_config
+from eat_dist.config import InferenceConfig, RunConfig
 from eat_dist.errors import CheckpointError, StorageError
 from eat_dist.inference import trained_through
 from eat_dist.storage import Folder
@@ -58,13 +58,13 @@ class Found:
     passed_over: tuple[str, ...]
 
 
+_NOT_DECIDING = ("tracking", "evaluation", "checkpoint", "cluster")  # where and how often, not what
+
+
 def deciding(config: RunConfig) -> RunConfig:
     """What of a config decides the weights; the rest at its defaults."""
     return config.model_copy(
-        update={
-            name: type(getattr(config, name))()
-            for name in ("tracking", "evaluation", "checkpoint", "cluster")  # where and how often, not what
-        }
+        update={name: type(getattr(config, name))() for name in _NOT_DECIDING}
         # A defense at inference, unless members are trained through it.
         | ({} if trained_through(config.inference) else {"inference": InferenceConfig()})
         # Where the data lies and how it is read does not matter; runs.py holds that it is the same data.
@@ -73,8 +73,14 @@ def deciding(config: RunConfig) -> RunConfig:
 
 
 def fingerprint(config: RunConfig) -> str:
-    """Two runs may share checkpoints if and only if it is the same."""
-    return hashlib.sha256(dump_config(deciding(config)).encode()).hexdigest()
+    """Two runs may share checkpoints if and only if it is the same.
+
+    What does not decide the weights is left out, defaults and all: else a version with another default there could read
+    no checkpoint of the one before.
+    """
+    left_out = _NOT_DECIDING if trained_through(config.inference) else (*_NOT_DECIDING, "inference")
+    decides = deciding(config).model_dump(mode="json", exclude=set(left_out))
+    return hashlib.sha256(json.dumps(decides, sort_keys=True).encode()).hexdigest()
 
 
 class Checkpoints:

@@ -11,6 +11,7 @@ import pyarrow.compute as pc
 import pytest
 
 from eat_dist.checkpoint import Checkpoints, fingerprint
+from eat_dist.config import EvaluationConfig
 from eat_dist.errors import CheckpointError, NonFiniteLossError
 from eat_dist.history import SCHEMA, last_fooled_rate, read_history, waiting_shares
 from eat_dist.storage import Folder
@@ -185,6 +186,20 @@ def test_an_interrupted_write_leaves_no_checkpoint(tmp_path: Path) -> None:
     assert found is not None
     assert found.iteration == 20
     assert "interrupted" in found.passed_over[0]
+
+
+def test_another_default_of_what_decides_no_weight_leaves_checkpoints_readable(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As in a later version: the objectives that the quick protocol asks for were others once."""
+    before = fingerprint(small_config())
+    monkeypatch.setattr(EvaluationConfig.model_fields["objectives"], "default", ("proxy",))
+    EvaluationConfig.model_rebuild(force=True)
+    try:
+        assert EvaluationConfig().objectives == ("proxy",)
+        assert fingerprint(small_config()) == before
+    finally:
+        monkeypatch.undo()
+        EvaluationConfig.model_rebuild(force=True)
+    assert EvaluationConfig().objectives != ("proxy",)
 
 
 def test_the_member_that_waits_least_is_the_one_the_others_wait_for() -> None:
