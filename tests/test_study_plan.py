@@ -162,6 +162,14 @@ def test_the_full_protocol_attacks_through_the_members_of_all_rows_or_of_none(tm
         plan_runs(study_of(tmp_path, text + ", b: {evaluation.members: false}}"), local=True)
 
 
+def test_what_the_protocol_does_not_read_may_differ(tmp_path: Path) -> None:
+    """Standard and full have objectives and steps of their own."""
+    text = "base: digits.yaml\nset: {evaluation.protocol: PROTOCOL}\nrows: {a: {}, b: {evaluation.objectives: [proxy]}}"
+    assert len(plan_runs(study_of(tmp_path, text.replace("PROTOCOL", "standard")), local=True)) == 2
+    with pytest.raises(ConfigError, match=r"evaluation\.objectives"):
+        plan_runs(study_of(tmp_path, text.replace("PROTOCOL", "quick")), local=True)
+
+
 def test_two_runs_of_one_name_are_refused(tmp_path: Path) -> None:
     text = "datasets: {c: digits.yaml, b-c: digits.yaml}\nrows: {a-b: {}, a: {}}"
     with pytest.raises(ConfigError, match="two runs would be called 'a-b-c-s0'"):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, ValidationInfo, field_validator, model_validator
 
@@ -306,8 +306,11 @@ class RunConfig(Section):
 
     @property
     def measured(self) -> EvaluationConfig:
-        """The section ``evaluation`` with that radius filled in."""
-        return self.evaluation.model_copy(update={"epsilon": self.evaluation_epsilon})
+        """What is measured: ``evaluation`` with that radius filled in, and without what its protocol does not read."""
+        update: dict[str, Any] = {"epsilon": self.evaluation_epsilon}
+        if self.evaluation.protocol != "quick":
+            update |= {name: EvaluationConfig.model_fields[name].default for name in ("objectives", "num_steps")}
+        return self.evaluation.model_copy(update=update)
 
 
 def effective_step_size(attack: AttackConfig) -> float:
