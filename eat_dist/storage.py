@@ -6,6 +6,7 @@ import json
 import os
 import shlex
 import tempfile
+import time
 import uuid
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -21,6 +22,10 @@ from eat_dist.bucket import OPTIONS, open_bucket, reason
 from eat_dist.errors import StorageError
 
 _CHECK_BUCKET = "Check the bucket's name, endpoint and credentials, and what they permit (docs/storage.md)."
+
+
+# Age from which on nobody is replacing a file in a bucket at this very moment; younger ones are read twice.
+_SETTLED_NS = 10 * 10**9
 
 
 class FileStamp(NamedTuple):
@@ -170,16 +175,24 @@ class Folder:
         Raises:
             StorageError: It is not there or cannot be read.
         """
+        before: bytes | None = None
         while True:
             try:
-                # A bucket is asked for all of it at once: what one request gets is of one moment.
                 with self.filesystem.open_input_file(self.file(name)) as file:
-                    content = bytes(file.read())
+                    # Of a bucket in one request: what that gets is of one moment. read() asks again for what is
+                    # missing, and would put two versions together.
+                    content = bytes(file.read() if self.is_local else file.read_at(file.size(), 0))
             except OSError as error:
                 raise StorageError(f"cannot read '{self.child(name)}': {reason(error)}") from error
-            # How much "all" is was asked before: a file that was replaced in between may be cut.
-            if self.is_local or len(content) == self.stamp(name).size:
+            if self.is_local:
                 return content
+            # How much "all" is was asked before: a longer version that came in between is cut. One that is being
+            # replaced right now may have its old size back by the time it is asked; then two answers must agree.
+            stamp = self.stamp(name)
+            settled = stamp.mtime_ns is None or abs(time.time_ns() - stamp.mtime_ns) > _SETTLED_NS
+            if len(content) == stamp.size and (settled or content == before):
+                return content
+            before = content
 
     def write(self, name: str, content: bytes | pa.Buffer) -> None:
         """Write a file whole: a reader sees the old content or the new one, never a part.
