@@ -1,8 +1,8 @@
-"""Both architectures of the paper on ten classes of CUB-200-2011: whether losses fall, and the memory of a member.
+"""Both architectures of the paper on ten classes of CUB-200: whether losses fall, and the memory of a member.
 
     python benchmarks/cub_mini.py [--seeds 0 1 2] [--out bench/cub_mini]
 
-Prints one line a config: means and standard deviations over the seeds. Finished runs are not repeated.
+The photographs must be in data/cub_mini (docs/datasets.md). Prints one line a config: means and standard deviations over the seeds. Finished runs are not repeated.
 """
 
 from __future__ import annotations

@@ -97,7 +97,9 @@ def evaluate(  # noqa: PLR0917  (typer takes options as arguments)
     target: Annotated[
         str, typer.Argument(help="A run's folder, an MLflow model URI, a .safetensors file, or module:function.")
     ],
-    protocol: Annotated[str, typer.Option(help="quick, standard or full.")] = "quick",
+    protocol: Annotated[
+        str | None, typer.Option(help="quick, standard or full; default: what the config or the run has.")
+    ] = None,
     config: Annotated[
         Path | None, typer.Option(help="YAML with data, model, attack and evaluation; not for a run.")
     ] = None,
@@ -122,7 +124,9 @@ def evaluate(  # noqa: PLR0917  (typer takes options as arguments)
     from eat_dist.evaluation.model_check import parse_numbers
     from eat_dist.runs import evaluate_target
 
-    settings = [*(assignments or []), f"evaluation.protocol={protocol}"]
+    settings = [*(assignments or [])]
+    if protocol is not None:
+        settings.append(f"evaluation.protocol={protocol}")
     for key, text, what in (
         ("epsilon", epsilon, "--epsilon"),
         ("epsilons", epsilons, "--epsilons"),

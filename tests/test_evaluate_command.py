@@ -154,11 +154,25 @@ def test_a_run_is_evaluated_by_its_own_config_into_its_own_folder(run: Run, tmp_
     assert summary["attacked"] == written["ensemble"]["attacked"]
     assert not (tmp_path / "evaluations").exists()
 
+    code, out, error = run("evaluate", "out", *changes)
+    assert code == 0, error
+    assert "evaluation/quick/results.parquet" in out, "the run's protocol is none, and who evaluates wants figures"
+
     for extra in (["--config", "out/config.yaml"], ["--output", "elsewhere"]):
         code, _, error = run("evaluate", "out", *extra)
         assert code == 2
         assert_one_line(error)
         assert "a run has its own config and folder; leave out --config and --output" in error
+
+
+@pytest.mark.parametrize(("option", "measured"), [((), "standard"), (("--protocol", "quick"), "quick")])
+def test_the_protocol_is_the_configs_unless_the_option_names_another(
+    run: Run, option: tuple[str, ...], measured: str
+) -> None:
+    sizes = ("evaluation.protocol=standard", "evaluation.apgd_steps=1", "evaluation.square_queries=2")
+    code, out, error = run("evaluate", "my_models:small", *settings(*sizes, UNTRACKED), *option)
+    assert code == 0, error
+    assert f"evaluation/{measured}/results.parquet" in out
 
 
 def assert_one_line(error: str) -> None:

@@ -82,10 +82,12 @@ def evaluate_target(
     if run is None and config_file is None and names_weights(target):
         raise ConfigError(f"'{target}' is weights alone; give the YAML with their section 'model' with --config")
     config = load_config(config_file, []) if run is None else config_of(run)
+    if config.evaluation.protocol == "none":  # said of the end of a training; who evaluates wants figures
+        config = override(config, "evaluation.protocol=quick")
     for assignment in assignments:
         config = override(config, assignment)
     if config.evaluation.protocol == "none":
-        raise ConfigError("the config's evaluation.protocol is none; give --protocol quick, standard or full")
+        raise ConfigError("evaluation.protocol=none measures nothing; give --protocol quick, standard or full")
     check_names(config)
     if run is not None and not run.exists("summary.json"):
         raise StorageError(f"'{run}' is not a finished run (no summary.json); resume it first: --resume {run.argument}")
