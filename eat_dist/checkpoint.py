@@ -122,7 +122,10 @@ class Checkpoints:
         return {name: hashlib.sha256(content).hexdigest() for name, content in contents.items()}
 
     def commit(self, iteration: int, digests: Sequence[dict[str, str]], *, mlflow_run_id: str | None = None) -> None:
-        """Make a checkpoint of what all members wrote, then delete all but the newest ``keep``.
+        """Make a checkpoint of what all members wrote, then delete all but it and the ``keep`` - 1 before it.
+
+        What lies further on is deleted, too: training has come here again, so it is of an attempt that was given up (a
+        kill while saving, damage), and counted as newer it would cost this checkpoint.
 
         Args:
             iteration: Iterations done.
@@ -138,8 +141,11 @@ class Checkpoints:
             "sha256": {name: digest for part in digests for name, digest in part.items()},
         }
         self.folder.child(_name(iteration)).write_json(MANIFEST, manifest)
-        for name in self._names()[: -self.keep]:
-            self.folder.delete(name)
+        names = self._names()
+        kept = [name for name in names if int(name) <= iteration][-self.keep :]
+        for name in names:
+            if name not in kept:
+                self.folder.delete(name)
 
     def newest(self) -> Found | None:
         """The newest good checkpoint of this run; None where none was ever completed.

@@ -9,8 +9,9 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.compute as pc
 import pytest
+import torch
 
-from eat_dist.checkpoint import Checkpoints, fingerprint
+from eat_dist.checkpoint import Checkpoints, MemberState, fingerprint
 from eat_dist.config import EvaluationConfig
 from eat_dist.errors import CheckpointError, NonFiniteLossError
 from eat_dist.history import SCHEMA, last_fooled_rate, read_history, waiting_shares
@@ -68,6 +69,27 @@ def test_only_the_newest_checkpoints_stay(tmp_path: Path) -> None:
     train_locally(small_config("checkpoint.keep=2"), tmp_path)
 
     assert Folder.at(tmp_path / "checkpoints").names() == ["00000015", "00000020"]
+
+
+@pytest.mark.parametrize("keep", [1, 2])
+def test_a_save_that_was_killed_costs_no_later_checkpoint(keep: int, tmp_path: Path) -> None:
+    """Killed while saving 200, then resumed from 150 with a lower checkpoint.every: 160 comes before what is left."""
+    folder = Folder.at(tmp_path)
+    checkpoints = Checkpoints(folder, small_config(f"checkpoint.keep={keep}", "ensemble.members=1"))
+
+    def write(iteration: int) -> dict[str, str]:
+        return checkpoints.write_member(iteration, 0, MemberState({"w": torch.zeros(2)}, {"iteration": iteration}))
+
+    for iteration in (100, 150):
+        checkpoints.commit(iteration, [write(iteration)])
+    write(200)
+    for iteration in (160, 170):
+        checkpoints.commit(iteration, [write(iteration)])
+        found = checkpoints.newest()
+        assert found is not None
+        assert (found.iteration, found.passed_over) == (iteration, ())
+
+    assert folder.names() == ["00000160", "00000170"][-keep:]
 
 
 @pytest.mark.parametrize("damage", ["truncated", "missing manifest", "missing member", "manifest is no JSON"])
