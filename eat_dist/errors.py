@@ -33,7 +33,11 @@ class NonFiniteLossError(EatError):
     """A loss became NaN or infinite; training stopped before the optimiser used it."""
 
 
-class MemberLateError(ClusterError):
+class MembersFailedError(ClusterError):
+    """Workers died, or were late, more often than is tried: as likely for what they compute as for where (memory)."""
+
+
+class MemberLateError(MembersFailedError):
     """A member did not hand in its part of a gather in time. The message names it."""
 
 

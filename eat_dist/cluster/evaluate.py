@@ -13,7 +13,7 @@ import torch
 from eat_dist.cluster.resources import place
 from eat_dist.cluster.session import connect, nodes
 from eat_dist.config import ClusterConfig
-from eat_dist.errors import ClusterError, EatError
+from eat_dist.errors import EatError, MembersFailedError
 from eat_dist.evaluation.victim import Job, Victim, do
 
 Result = TypeVar("Result")
@@ -109,7 +109,7 @@ def _result(reference: Any) -> Any:
         raise
     except ray.exceptions.RayActorError as error:
         reason = " ".join(str(error).split())
-        raise ClusterError(
+        raise MembersFailedError(
             f"a worker of the evaluation died and could not be started again: {reason[:300]}. Finished attacks are "
             f"kept; give the same command again, with fewer --workers if memory ran out"
         ) from error

@@ -29,7 +29,7 @@ from eat_dist.cluster.waiting import PatientStart, cause, one_line, place_or_wai
 from eat_dist.config import RunConfig, dump_config, parse_config
 from eat_dist.data.load import load_dataset
 from eat_dist.data.splits import make_splits
-from eat_dist.errors import ClusterError, EatError, MemberLateError, StorageError
+from eat_dist.errors import ClusterError, EatError, MemberLateError, MembersFailedError, StorageError
 from eat_dist.member import Member, MemberResult, OnIteration
 from eat_dist.robustness.statistics import Policy
 from eat_dist.storage import Folder
@@ -60,8 +60,8 @@ def train_on_ray(
         until_epoch: Stop at the end of that epoch, to be continued by another call; default: the last.
 
     Raises:
-        ClusterError: The cluster is too small, or stays so for ``cluster.wait_for_nodes``, or members died more often
-            than ``cluster.max_restarts``.
+        ClusterError: The cluster is too small, or stays so for ``cluster.wait_for_nodes``.
+        MembersFailedError: Members died more often than ``cluster.max_restarts``.
         EatError: What a member stopped the run for, as it said it.
         KeyboardInterrupt: Ctrl-C.
     """
@@ -265,6 +265,6 @@ def _why(error: ray.train.TrainingFailedError, config: RunConfig) -> ClusterErro
     failures = getattr(error, "worker_failures", {})
     late = [failure for failure in failures.values() if isinstance(cause(failure), MemberLateError)]
     if late:
-        return ClusterError(str(cause(late[0])))
+        return MembersFailedError(str(cause(late[0])))
     tried = f"with up to {config.cluster.max_restarts} restarts (cluster.max_restarts) tried"
-    return ClusterError(f"training stopped, {tried}; {one_line(error, config)}")
+    return MembersFailedError(f"training stopped, {tried}; {one_line(error, config)}")

@@ -21,7 +21,7 @@ from ray import tune
 from ray.tune.schedulers import AsyncHyperBandScheduler, FIFOScheduler, TrialScheduler
 from ray.tune.search import Searcher
 
-from eat_dist.errors import EatError, in_one_line
+from eat_dist.errors import ClusterError, EatError, MembersFailedError, in_one_line
 
 Report = Callable[[Mapping[str, Any]], None]
 
@@ -44,6 +44,10 @@ class Book(Protocol):
 
     def end(self, trial: str, *, error: str | None) -> None:
         """A trial has ended, by itself or stopped, or ``error`` says why it cannot go on."""
+        ...
+
+    def suspend(self, trial: str, *, reason: str) -> None:
+        """The cluster could not go on with a trial, for no fault of the trial: it is unfinished."""
         ...
 
 
@@ -94,7 +98,8 @@ def run_trials(
 ) -> None:
     """Run trials until there are none left.
 
-    Ctrl-C ends it early, by returning: trials that the book has not seen the end of are unfinished then.
+    Ctrl-C ends it early, by returning: trials that the book has not seen the end of are unfinished then. So does a
+    cluster that cannot go on with a trial (nodes are gone): those that run are brought to their end, no other begins.
 
     Args:
         work: One trial, called in a process of its own on the cluster, which is joined; importable there. It is given
@@ -108,6 +113,7 @@ def run_trials(
         resources: In Ray's words, what a trial's own process computes with; None: others compute for it.
 
     Raises:
+        ClusterError: What the cluster lacked for a trial.
         EatError: What the book raised.
     """
     # Tune's own records of a sweep are not kept, and standard output is the command line's.
@@ -142,6 +148,8 @@ def run_trials(
             if scribe.failure is not None:  # Tune has wrapped it in its own
                 raise scribe.failure from None
             raise
+    if scribe.lack is not None:
+        raise ClusterError(scribe.lack)
 
 
 def _trainable(
@@ -158,7 +166,9 @@ def _trainable(
         try:
             work(task, lambda result: tune.report(dict(result)))
         except Exception as error:  # a fault of this trial, which the others do not share
-            tune.report({"epoch": 0, "error": in_one_line(error)})
+            # Nodes that are gone are none: any other trial would fail, too, and this one may go on when they are back.
+            lacks = isinstance(error, ClusterError) and not isinstance(error, MembersFailedError)
+            tune.report({"epoch": 0, "lack" if lacks else "error": in_one_line(error)})
 
     return trial
 
@@ -169,9 +179,13 @@ class _Scribe:
     def __init__(self, book: Book) -> None:
         self.book = book
         self.failure: EatError | None = None
+        self.lack: str | None = None
         self.errors: dict[str, str] = {}
+        self._lacks: dict[str, str] = {}
 
     def ask(self) -> Mapping[str, Any] | None:
+        if self.lack is not None:
+            return None
         task: Mapping[str, Any] | None = self._guarded(self.book.begin)
         return task
 
@@ -179,11 +193,17 @@ class _Scribe:
         name = trial.config["id"]
         if "error" in result:
             self.errors[name] = result["error"]
+        elif "lack" in result:
+            self._lacks[name] = result["lack"]
+            self.lack = self.lack or result["lack"]
         elif "epoch" in result:
             self._guarded(lambda: self.book.learn(name, result))
 
     def ended(self, trial: Any, *, error: str | None) -> None:
         name = trial.config["id"]
+        if error is None and name in self._lacks:
+            self._guarded(lambda: self.book.suspend(name, reason=self._lacks[name]))
+            return
         self._guarded(lambda: self.book.end(name, error=error or self.errors.get(name)))
 
     def _guarded(self, call: Callable[[], Any]) -> Any:

@@ -15,7 +15,7 @@ from eat_dist.config import RunConfig
 from eat_dist.console import Console
 from eat_dist.data.images import ImageSet
 from eat_dist.data.load import load_test_set
-from eat_dist.errors import ConfigError
+from eat_dist.errors import ClusterError, ConfigError
 from eat_dist.evaluation import Alone, Victim, Workers, evaluate
 from eat_dist.evaluation.model_check import check_epsilons, check_images, check_model
 from eat_dist.evaluation.sizes import ENOUGH_DRAWS
@@ -159,6 +159,11 @@ def _workers(subject: Subject, count: int, console: Console) -> Iterator[tuple[A
     from eat_dist.cluster.evaluate import RayWorkers, has_gpus  # noqa: PLC0415  (in process needs no Ray)
 
     if count == 1 and not has_gpus(cluster):
+        if cluster.device == "cuda":  # what torch sees here is not what is missing
+            raise ClusterError(
+                "the evaluation asks for a GPU (cluster.device is cuda), and no living node of the cluster has one; "
+                "when one is back, continue: what is trained and measured is kept"
+            )
         yield Alone, choose_device(cluster)
         return
     console.say(f"Evaluating on {count} Ray worker{'s' if count > 1 else ''}; finished attacks are kept.")

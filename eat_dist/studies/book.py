@@ -107,6 +107,14 @@ class Ledger:
         )
         self._say(record, told)
 
+    def suspend(self, trial: str, *, reason: str) -> None:
+        """See :class:`eat_dist.cluster.tune.Book`."""
+        record = self.records[trial]
+        self._add_time(record)
+        record.status = "INTERRUPTED"
+        self.write()
+        self._say(record, f"interrupted: {reason}")
+
     def interrupt(self) -> None:
         """What still runs has been interrupted, by now without a process of its own."""
         for name in self.runs:

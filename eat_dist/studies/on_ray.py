@@ -12,6 +12,7 @@ from eat_dist.cluster.session import connect, nodes
 from eat_dist.cluster.tune import run_trials
 from eat_dist.config import RunConfig
 from eat_dist.console import Console
+from eat_dist.errors import ClusterError
 from eat_dist.studies.book import Ledger
 from eat_dist.studies.plan import StudyRun
 from eat_dist.studies.task import run_task
@@ -59,6 +60,7 @@ def run_batches(batches: Sequence[Batch], ledger_of: LedgerOf, *, console: Conso
     """Batch after batch, each filling the cluster; what two batches ask for is never asked at once.
 
     Raises:
+        ClusterError: Nodes are gone.
         KeyboardInterrupt: Ctrl-C.
     """
     for batch in batches:
@@ -76,6 +78,10 @@ def run_batches(batches: Sequence[Batch], ledger_of: LedgerOf, *, console: Conso
                 max_failures=batch.room.cluster.max_restarts,
                 resources=batch.room.resources,
             )
+        except ClusterError as error:
+            raise ClusterError(
+                f"{str(error).rstrip('.')}. That has stopped the study; once it is mended, the same command goes on"
+            ) from error
         finally:
             unfinished = ledger.left > 0 or ledger.under_way
             ledger.interrupt()

@@ -65,6 +65,7 @@ def run_study(
 
     Raises:
         RunsFailedError: Some runs failed; the others are done and the table is written.
+        ClusterError: The cluster is too small, or nodes are gone meanwhile; then the same call goes on.
         EatError: Anything else the user can mend; one line.
         KeyboardInterrupt: Ctrl-C; the same call goes on.
     """

@@ -118,6 +118,13 @@ class Ledger:
         elif not finished:
             self._say(record, f"stopped after epoch {record.epoch} of {self.plan.epochs}: others were better there")
 
+    def suspend(self, trial: str, *, reason: str) -> None:
+        """See :class:`eat_dist.cluster.tune.Book`."""
+        record = self._trial(trial)
+        record.status = "INTERRUPTED"
+        self._close(record)
+        self._say(record, f"interrupted: {reason}")
+
     def interrupt(self) -> list[Trial]:
         """What still runs has been interrupted; returns those."""
         running = [trial for trial in self.trials if trial.status == "RUNNING"]

@@ -68,6 +68,7 @@ def start_sweep(plan: SweepPlan, *, sweep_dir: str | None, command: str, console
 
     Raises:
         StorageError: Somebody else works on that folder (:mod:`eat_dist.runs.lease`).
+        ClusterError: The cluster is too small, or nodes are gone meanwhile; then the sweep can be resumed.
         EatError: Anything else the user can mend; one line.
         KeyboardInterrupt: Ctrl-C; the sweep can be resumed.
     """
@@ -245,6 +246,11 @@ class _Sweep:
                 halving=halving,
                 max_failures=plan.base.cluster.max_restarts,
             )
+        except ClusterError as error:
+            raise ClusterError(
+                f"{str(error).rstrip('.')}. That has stopped the sweep; once it is mended, go on with eat-dist sweep "
+                f"--resume {self.folder.argument}"
+            ) from error
         finally:
             interrupted = ledger.interrupt()
             self._write_state(trials, seconds())
