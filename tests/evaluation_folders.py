@@ -62,7 +62,7 @@ def figures(r_at_1: float, nmi: float, *, attacked: bool = False) -> dict[str, f
 def evaluation(
     *, strength: float = 0.3, seed: int = 0, failing: tuple[str, ...] = (), defense: str | None = "eat", **changes: Any
 ) -> dict[str, Any]:
-    """An ``evaluation/full/summary.json`` of schema 3.
+    """An ``evaluation/full/summary.json`` of schema 4.
 
     Args:
         strength: Share of the clean figures that survives the strongest attack, in [0, 1].
@@ -107,7 +107,7 @@ def evaluation(
     ]
     models = ["member_0", "member_1", "member_2"]
     return {
-        "schema": 3,
+        "schema": 4,
         "eat_dist": "0.1.0",
         "command": "eat-dist evaluate runs/omniglot --protocol full",
         "target": {

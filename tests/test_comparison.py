@@ -158,6 +158,16 @@ def test_networks_of_different_size_are_measured_alike_and_other_k_means_are_not
     assert {name for name in one if one[name] != other[name]} == {"kmeans_seeds"}
 
 
+def test_runs_whose_worst_is_of_other_attacks_are_measured_unlike() -> None:
+    """Curves below ε, a transferred attack and the size of the sample count in ``worst``, and in no other entry."""
+    about = {"protocol": "quick", "norm": "linf", "num_steps": 20, "images": 9, "classes": 3, "epsilon": 0.1}
+    about |= {"epsilons": [], "sample": None, "transfer_from": False}
+    one = measurement({"evaluation": about, "attacked": {}})
+    for name, value in (("epsilons", [0.05]), ("sample", 500), ("transfer_from", True)):
+        other = measurement({"evaluation": about | {name: value}, "attacked": {}})
+        assert {key for key in one if one[key] != other[key]} == {name}
+
+
 def test_epoch_means_are_over_members_and_iterations_of_their_epoch_alone() -> None:
     """Two iterations an epoch. Losses of two members: (1, 3), (3, 5) → members 2 and 4, ensemble 3."""
     epochs = EpochMeans(Schedule(iterations_per_epoch=2, epochs=3))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import nullcontext
-from math import pi
+from math import inf, nan, pi
 
 import pytest
 import torch
@@ -143,6 +143,25 @@ def test_a_reading_is_the_mean_of_its_draws() -> None:
     assert reading.embeddings.tolist() == [[0.5, 0.5]] * 2
     assert surface.values(images).tolist() == [3.0, 3.0]
     assert MemberSum([surface, surface]).draws == 3
+
+
+def slopes_of(*factors: float) -> torch.Tensor:
+    """The gradient of a surface that averages as many draws; a factor that is NaN makes a slope so."""
+    images = torch.full((1, 1, 1, 2), 0.5)
+    return (
+        WhiteBox(Scaled(*factors), lambda embeddings: embeddings.sum(dim=1), draws=len(factors)).read(images).gradient
+    )
+
+
+def test_one_draw_without_a_slope_does_not_undo_the_others() -> None:
+    assert slopes_of(1, nan, 5).flatten().tolist() == [3.0, 3.0]
+    assert slopes_of(nan, inf).isnan().all(), "where no draw has one, the check of gradients must see it"
+
+
+def test_one_member_without_a_slope_does_not_undo_the_others() -> None:
+    sound, broken = (WhiteBox(Scaled(factor), lambda embeddings: embeddings.sum(dim=1)) for factor in (3, nan))
+    gradient = MemberSum([broken, sound]).read(torch.full((1, 1, 1, 2), 0.5)).gradient
+    assert gradient.flatten().tolist() == pytest.approx([0.5**0.5] * 2)
 
 
 class Lucky:

@@ -12,9 +12,11 @@ from typing import Any
 import pytest
 import torch
 
+from eat_dist.attacks import straight_through
 from eat_dist.config import EvaluationConfig
 from eat_dist.data.images import LabelledImages
 from eat_dist.evaluation import evaluate
+from eat_dist.models.ensemble import EmbeddingEnsemble
 from eat_dist.storage import Folder
 from evaluation_cases import (
     FULL,
@@ -222,6 +224,36 @@ def test_a_foreign_models_parts_are_measured_again_when_its_code_has_changed(tmp
     assert rewritten(tmp_path, before) == set()
     measure(Scaled(0.5), unseen(12), tmp_path, config=TWO_STEPS)
     assert rewritten(tmp_path, before) == ATTACKED | {"ensemble-clean.json"}
+
+
+class Rounded(torch.nn.Module):
+    """Rounded pixels, which have no slope; mended with the step that is straight through."""
+
+    def __init__(self, *, mended: bool) -> None:
+        super().__init__()
+        self.inner, self.mended = untrained(1).members[0], mended
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        rounded = (images * 15).round() / 15
+        embeddings: torch.Tensor = self.inner(straight_through(images, rounded) if self.mended else rounded)
+        return embeddings
+
+
+def test_a_model_whose_masked_gradient_was_mended_does_not_get_its_old_figures_back(tmp_path: Path) -> None:
+    """The same answers to the bit: the backward pass alone is another."""
+    masked = measure(Rounded(mended=False), unseen(12), tmp_path / "one", config=TWO_STEPS)
+    mended = measure(Rounded(mended=True), unseen(12), tmp_path / "one", config=TWO_STEPS)
+    assert mended == measure(Rounded(mended=True), unseen(12), tmp_path / "fresh", config=TWO_STEPS)
+    assert mended["ensemble"]["worst"]["r_at_1"] < masked["ensemble"]["worst"]["r_at_1"]
+
+
+@pytest.mark.parametrize("build", [lambda factor: EmbeddingEnsemble([Scaled(factor)]), lambda _: untrained(1)])
+def test_foreign_code_inside_an_ensemble_or_to_craft_on_is_noticed_too(
+    build: Callable[[float], torch.nn.Module], tmp_path: Path
+) -> None:
+    for factor in (1.0, 0.5):
+        found = measure(build(factor), unseen(12), tmp_path / "one", config=TWO_STEPS, other=Scaled(factor))
+    assert found == measure(build(0.5), unseen(12), tmp_path / "fresh", config=TWO_STEPS, other=Scaled(0.5))
 
 
 def test_a_part_in_which_only_the_checksum_is_wrong_is_measured_again(tmp_path: Path) -> None:

@@ -141,7 +141,7 @@ def hand_made(
 ) -> tuple[Plan, dict[Part, dict[str, Any]]]:
     config = EvaluationConfig(objectives=("displacement", OBJECTIVE))
     sizes = Sizes.of(config, norm="linf", epsilon=0.1, numbers_of_an_image=64)
-    todo = plan(config, sizes, members=3, defended=True)
+    todo = plan(config, sizes, members=3, queries=1000, defended=True)
     found = {}
     for (knowing, unknowing), one, other in zip(todo.pairs, adaptive, ignorant, strict=True):
         for part, success in ((knowing, one), (unknowing, other)):
@@ -152,7 +152,7 @@ def hand_made(
 def test_the_plan_has_a_counterpart_for_each_main_attack_on_the_ensemble_alone() -> None:
     config = EvaluationConfig(protocol="standard", eot_draws=20)
     sizes = Sizes.of(config, norm="linf", epsilon=0.1, numbers_of_an_image=64)
-    bare, behind = (plan(config, sizes, members=3, defended=flag) for flag in (False, True))
+    bare, behind = (plan(config, sizes, members=3, queries=1000, defended=flag) for flag in (False, True))
     assert (bare.non_adaptive, bare.pairs) == ((), ())
     assert replace(behind, non_adaptive=()) == bare
     assert len(behind.pairs) == 4

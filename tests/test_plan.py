@@ -36,7 +36,7 @@ def planned(
     protocol: str, *, members: int = 1, norm: Norm = "linf", epsilon: float = 0.1, other: bool = False, **settings: Any
 ) -> Plan:
     config = EvaluationConfig(protocol=protocol, **settings)  # type: ignore[arg-type]
-    return plan(config, sizes_of(config, norm=norm, epsilon=epsilon), members=members, other=other)
+    return plan(config, sizes_of(config, norm=norm, epsilon=epsilon), members=members, queries=1000, other=other)
 
 
 def counts(found: Plan) -> dict[str, int]:
@@ -61,9 +61,21 @@ def test_quick_is_pgd_with_the_configured_objectives_on_the_ensemble_and_each_me
 def test_without_members_the_ensemble_alone_is_attacked_at_first_hand() -> None:
     """Of the full protocol, what goes through members stays: their sum and the transfer matrix attack the ensemble."""
     config = EvaluationConfig(protocol="quick", members=False)
-    assert sources(plan(config, sizes_of(config), members=3).main) == {"ensemble": 3}
+    assert sources(plan(config, sizes_of(config), members=3, queries=1000).main) == {"ensemble": 3}
     config = EvaluationConfig(protocol="full", members=False)
-    assert sources(plan(config, sizes_of(config), members=3).main) == {"ensemble": 5, "members": 5}
+    assert sources(plan(config, sizes_of(config), members=3, queries=1000).main) == {"ensemble": 5, "members": 5}
+
+
+@pytest.mark.parametrize(
+    ("batch_size", "sample", "queries", "third"),
+    [(256, 500, 1000, 85), (256, 60, 1000, 20), (256, 500, 30, 10), (1, 5, 9, 2)],
+)
+def test_the_check_of_batches_forms_other_batches_however_few_images_there_are(
+    batch_size: int, sample: int, queries: int, third: int
+) -> None:
+    config = EvaluationConfig(protocol="full", batch_size=batch_size, sample=sample)
+    checks = dict(plan(config, sizes_of(config), members=1, queries=queries).checks)
+    assert checks["other_batch_size"].batch_size == third
 
 
 @pytest.mark.parametrize("members", [1, 3])

@@ -195,7 +195,7 @@ def broken_folder(path: Path, fault: str) -> Folder:
     if fault == "no evaluation":
         folder.delete("evaluation")
     elif fault == "old schema":
-        folder.write_json("evaluation/full/summary.json", summary | {"schema": 2})
+        folder.write_json("evaluation/full/summary.json", summary | {"schema": 3})
     elif fault == "not JSON":
         folder.write("evaluation/full/summary.json", b"{")
     elif fault == "no number":
@@ -217,7 +217,7 @@ def broken_folder(path: Path, fault: str) -> Folder:
     ("fault", "says"),
     [
         ("no evaluation", "run 'eat-dist evaluate' first"),
-        ("old schema", "expected schema 3; got 2"),
+        ("old schema", "expected schema 4; got 3"),
         ("not JSON", "not valid JSON"),
         ("no number", "ensemble.clean.r_at_1"),
         ("ragged matrix", "transfer"),

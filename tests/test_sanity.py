@@ -42,7 +42,7 @@ VALUES = {"random_noise": 0.0, "fgsm": 0.5, "mi_fgsm": 0.7, "pgd": 0.9, "apgd": 
 def hand_made(members: int = 2) -> tuple[Plan, dict[str, dict[str, Any]], dict[Part, dict[str, Any]]]:
     """The plan of a full evaluation, clean parts and measured parts that pass every check."""
     sizes = Sizes.of(CONFIG, norm="linf", epsilon=0.1, numbers_of_an_image=64)
-    todo = plan(CONFIG, sizes, members=members)
+    todo = plan(CONFIG, sizes, members=members, queries=1000)
     clean = {"ensemble": {"retrieved": "1" * 100, "figures": {"r_at_1": 1.0, "nmi": 0.8}}}
     return todo, clean, {part: sound(part) for part in todo.parts}
 
@@ -215,6 +215,14 @@ def test_a_randomised_model_needs_20_draws(randomised: bool, draws: int, passes:
     measured |= {part: sound(part) for part in todo.main}
     found = sanity_checks(todo, clean, measured, ten_classes(), randomised=randomised)
     assert {check["name"]: check["passed"] for check in found}["randomness"] is passes
+
+
+def test_a_randomised_model_may_answer_the_same_image_otherwise() -> None:
+    """Of radius 0 the images alone must be the same; of a model that draws nothing the answers, too."""
+    moved = in_check("zero_epsilon", mean_displacement=0.4, retrieved=bits(12))
+    changed = in_check("zero_epsilon", largest_perturbation=1e-9)
+    assert [verdicts(moved, randomised=flag)["zero_epsilon"] for flag in (False, True)] == [False, True]
+    assert not verdicts(changed, randomised=True)["zero_epsilon"]
 
 
 class Masked(nn.Module):

@@ -14,6 +14,8 @@ from typing import Protocol
 import torch
 from torch import nn
 
+from eat_dist.attacks.ball import finite
+
 Objective = Callable[[torch.Tensor], torch.Tensor]
 """What the attacker maximises: embeddings [B, D] → [B] (one value an image), or a scalar for a batch loss."""
 
@@ -98,16 +100,22 @@ class WhiteBox:
             yield
 
     def read(self, images: torch.Tensor) -> Reading:
-        """See :class:`Surface`; ``embeddings`` are the first draw's."""
+        """See :class:`Surface`; ``embeddings`` are the first draw's.
+
+        The mean of a slope is over the draws in which it is finite, so that one bad draw does not undo the others.
+        """
         reading = self._read_once(images)
         if self.draws == 1:
             return reading
-        values, gradient = reading.values.clone(), reading.gradient
+        values, gradient = reading.values.clone(), finite(reading.gradient)
+        counted = reading.gradient.isfinite().to(gradient.dtype)
         for _ in range(self.draws - 1):
             another = self._read_once(images)
             values += another.values
-            gradient += another.gradient
-        return Reading(values / self.draws, gradient / self.draws, reading.embeddings)
+            gradient += finite(another.gradient)
+            counted += another.gradient.isfinite()
+        # 0 / 0 is NaN: where no draw has a slope there is none, and the check of gradients must see it.
+        return Reading(values / self.draws, gradient / counted, reading.embeddings)
 
     def values(self, images: torch.Tensor) -> torch.Tensor:
         """See :class:`Surface`."""
@@ -158,8 +166,9 @@ class MemberSum:
         direction: torch.Tensor | float = 0.0
         for surface in self.surfaces:
             reading = surface.read(images)
-            lengths = reading.gradient.flatten(1).norm(dim=1).clamp_min(1e-12).view(-1, 1, 1, 1)
-            values, direction = values + reading.values, direction + reading.gradient / lengths
+            gradient = finite(reading.gradient)  # else one member's NaN would be the length, and so the end, of all
+            lengths = gradient.flatten(1).norm(dim=1).clamp_min(1e-12).view(-1, 1, 1, 1)
+            values, direction = values + reading.values, direction + gradient / lengths
         assert isinstance(values, torch.Tensor)
         assert isinstance(direction, torch.Tensor)
         return Reading(values, direction, None)

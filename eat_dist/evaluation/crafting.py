@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from eat_dist.attacks import ATTACKS, Attack, Ball, Generators, GradientAttack, Surface
+from eat_dist.attacks import ATTACKS, Attack, Ball, Generators, GradientAttack, Surface, WhiteBox
 from eat_dist.config import AttackConfig
 from eat_dist.evaluation.embed import embed_batch
 from eat_dist.evaluation.ers import run_attack
@@ -24,6 +24,31 @@ class Embed:
         """Model's name → [B, D] float32 on the CPU."""
         images = victim.images(indices)
         return {name: victim.embed(name, images, indices) for name in victim.models}
+
+
+@dataclass(frozen=True)
+class Probe:
+    """What a model answers and how steep its answer is: what its weights alone do not say of code that is not ours.
+
+    Attributes:
+        name: Of the model.
+    """
+
+    name: str
+
+    def __call__(self, victim: Victim, indices: torch.Tensor) -> tuple[torch.Tensor, tuple[str, ...]]:
+        """[B, D] float32 on the CPU, and for each image the length of the gradient of a fixed sum of its embedding.
+
+        A length is rounded to about 1 %, far above what the order of additions on a GPU changes: a backward pass that
+        was mended (a straight-through step, BPDA) changes more, and the forward pass not at all.
+        """
+        images = victim.images(indices)
+        answer = victim.embed(self.name, images, indices)
+        weights = torch.randn(answer.shape[1], generator=generator(0, "evaluation", "probe")).to(victim.device)
+        surface = WhiteBox(victim.models[self.name], lambda embeddings: embeddings.float() @ weights)
+        with victim.drawing(indices, "probe"), surface.held():
+            lengths = surface.read(images).gradient.flatten(1).norm(dim=1)
+        return answer, tuple(f"{length:.2e}" for length in lengths.tolist())
 
 
 @dataclass(frozen=True)

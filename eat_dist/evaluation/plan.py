@@ -148,18 +148,21 @@ class Plan:
         return tuple(zip(adaptive, self.non_adaptive, strict=True)) if self.non_adaptive else ()
 
 
-def plan(config: EvaluationConfig, sizes: Sizes, *, members: int, defended: bool = False, other: bool = False) -> Plan:
+def plan(
+    config: EvaluationConfig, sizes: Sizes, *, members: int, queries: int, defended: bool = False, other: bool = False
+) -> Plan:
     """The attacks of the config's protocol.
 
     Args:
         config: Protocol, and what it leaves open.
         sizes: From :meth:`Sizes.of`.
         members: M of the ensemble; 1 for a single model.
+        queries: Of the test set.
         defended: Whether it is behind a defense at inference.
         other: Whether there is another model to craft on.
     """
     assert config.protocol != "none"
-    found = _groups(_Writer(config, sizes, members), other=other)
+    found = _groups(_Writer(config, sizes, members, queries), other=other)
     if not defended:
         return found
     # Gradients of a defense mislead: a step may lead away from the best point, so that is what is kept.
@@ -203,6 +206,7 @@ class _Writer:
     config: EvaluationConfig
     sizes: Sizes
     members: int
+    queries: int
 
     def _part(
         self, attack: str, num_steps: int, objective: str, *, source: str = ENSEMBLE, targets: Sequence[str] = ()
@@ -284,8 +288,9 @@ class _Writer:
         yield "zero_epsilon", replace(part, epsilon=0.0, num_steps=5)
         yield "few_steps", replace(part, num_steps=5)
         yield "many_steps", replace(part, num_steps=100)
-        # Batches of one have no smaller ones to be compared with.
-        third = max(1, self.config.batch_size // 3) if self.config.batch_size > 1 else 2
+        # A third of the batches that there are; those of one have no smaller ones to be compared with.
+        batch = min(self.config.batch_size, self.config.sample, self.queries)
+        third = max(1, batch // 3) if batch > 1 else 2
         yield "other_batch_size", replace(part, batch_size=third)
         if self.sizes.norm == "linf":
             yield "unbounded", replace(part, epsilon=max(UNBOUNDED, self.sizes.epsilon), num_steps=50)

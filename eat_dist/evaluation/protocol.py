@@ -87,7 +87,14 @@ def evaluate(
         numbers_of_an_image=math.prod(test.image_shape),
         randomised=defense is not None and defense.randomised,
     )
-    todo = plan(config, sizes, members=victim.members, defended=defense is not None, other=other is not None)
+    todo = plan(
+        config,
+        sizes,
+        members=victim.members,
+        queries=len(victim.retrieval.queries),
+        defended=defense is not None,
+        other=other is not None,
+    )
     running = Running(victim, todo, sizes, config, seed, folder, workers(victim), on_progress)
     results = {
         "schema": SCHEMA,
@@ -105,7 +112,7 @@ def evaluate(
             measured={part: running.attacked_part(part) for part in todo.parts},
             ers=running.ers() if config.protocol == "full" else None,
             defense=None if defense is None else defense.settings,
-            randomised=(config.protocol == "full" or defense is not None) and running.randomised,
+            randomised=running.randomised,
         ),
     }
     if config.protocol == "full":

@@ -10,23 +10,26 @@ from functools import cached_property
 from typing import Any
 
 import torch
+from torch import nn
 
 from eat_dist.config import EvaluationConfig
-from eat_dist.evaluation.crafting import Craft, Crafted, Embed, Ers, attack_of
+from eat_dist.evaluation.crafting import Craft, Crafted, Embed, Ers, Probe, attack_of
 from eat_dist.evaluation.ers import NUM_STEPS, ers_results, ers_sample
 from eat_dist.evaluation.ers_attacks import ERS_ATTACKS
 from eat_dist.evaluation.measure import Measure
 from eat_dist.evaluation.parts import resumed
-from eat_dist.evaluation.plan import ENSEMBLE, UNDEFENDED, Part, Plan
+from eat_dist.evaluation.plan import ENSEMBLE, Part, Plan
 from eat_dist.evaluation.showcase import write_showcase
 from eat_dist.evaluation.sizes import Sizes
 from eat_dist.evaluation.victim import Job, Victim, Workers, do
+from eat_dist.inference import Defended
+from eat_dist.models.embedder import Embedder
 from eat_dist.models.ensemble import EmbeddingEnsemble
 from eat_dist.seeding import generator
 from eat_dist.storage import Folder
 
-# Raise it when a figure changes its meaning: parts of an older schema are measured again.
-SCHEMA = 3
+# Raise it when a figure changes its meaning or an attack what it reaches: parts of an older schema are measured again.
+SCHEMA = 4
 
 # Far above what the order of additions on a GPU changes, far below any noise that defends.
 REPEATABLE = 1e-4
@@ -131,8 +134,6 @@ class Running:
             "fractions": fractions,
             "detected": detected,
         }
-        if part.restarts > 1 and (part.draws > 1 or part.source == UNDEFENDED):
-            about["judged"] = "by draws of its own"  # parts without this were not
 
         def measure() -> dict[str, Any]:
             self._aim()
@@ -169,7 +170,10 @@ class Running:
 
     def showcase(self, results: Mapping[str, Any]) -> None:
         """Images and embeddings for the report."""
-        write_showcase(self.folder, self.victim, self.workers, self.plan, results, learn=lambda: self.clean)
+        models = self._digest((ENSEMBLE,))
+        write_showcase(
+            self.folder, self.victim, self.workers, self.plan, results, models=models, learn=lambda: self.clean
+        )
 
     def _aim(self) -> None:
         """Have the workers learn the clean embeddings, which attacks aim with; done once."""
@@ -242,18 +246,26 @@ class Running:
     @cached_property
     def _digests(self) -> dict[str, str]:
         sources = {name for part in self.plan.parts for name in (part.source, *part.targets)}
-        return {name: self.victim.digest(name) + self._probe for name in sorted(sources | set(self.victim.models))}
+        probes = {name: self._probe(name) for name in self.victim.models}
+        # Several members at once are what each of them is.
+        of_all = "".join(probes.values())
+        return {name: self.victim.digest(name) + probes.get(name, of_all) for name in sorted(sources | set(probes))}
 
-    @cached_property
-    def _probe(self) -> str:
-        """Of a model whose code is not ours, what it answers: its weights alone do not say what it computes."""
-        whole = self.victim.models[ENSEMBLE]
-        if isinstance(whole, EmbeddingEnsemble):
+    def _probe(self, name: str) -> str:
+        """Of a model whose code is not ours, what it answers and how steeply."""
+        if _is_ours(self.victim.models[name]):
             return ""
-        answer = do(Embed(), self.victim, self._everything[:8])[ENSEMBLE]
-        return hashlib.sha256(answer.numpy().tobytes()).hexdigest()
+        answer, slopes = do(Probe(name), self.victim, self._everything[:8])
+        return hashlib.sha256(answer.numpy().tobytes() + json.dumps(slopes).encode()).hexdigest()
 
     def _report(self, part: str, work: float) -> None:
         self.done += work
         if self.on_progress is not None:
             self.on_progress(part, self.done, self.total)
+
+
+def _is_ours(model: nn.Module) -> bool:
+    """Whether weights and settings say all of what a model computes."""
+    if isinstance(model, EmbeddingEnsemble):
+        return all(_is_ours(member) for member in model.members)
+    return isinstance(model.model if isinstance(model, Defended) else model, Embedder)

@@ -58,7 +58,7 @@ def sanity_checks(
     found = {name: measured[part] for name, part in checks.items()}
     ladder = {part.attack: measured[part] for part in plan.ladder}
     verdicts = [
-        _zero_epsilon(found["zero_epsilon"], clean[ENSEMBLE]["retrieved"]),
+        _zero_epsilon(found["zero_epsilon"], clean[ENSEMBLE]["retrieved"], randomised=randomised),
         _slopes(ladder["pgd"]),
         _rising_strength(ladder),
         _more_steps(ladder, found["few_steps"], ladder["pgd"], found["many_steps"]),
@@ -110,14 +110,15 @@ def _adaptive(plan: Plan, measured: Measured) -> Verdict:
     )
 
 
-def _zero_epsilon(found: Mapping[str, Any], clean_bits: str) -> Verdict:
+def _zero_epsilon(found: Mapping[str, Any], clean_bits: str, *, randomised: bool) -> Verdict:
+    """Of a model that draws numbers of its own the images alone: two answers to one image differ."""
     on_target = found["targets"][ENSEMBLE]
     moved = on_target["figures"]["mean_displacement"]
     changed = _disagreeing(on_target["retrieved"], clean_bits)
     return Verdict(
         "zero_epsilon",
         "an attack of radius 0 changes nothing",
-        on_target["figures"]["largest_perturbation"] == 0 and changed == 0 and moved <= ROUNDING,
+        on_target["figures"]["largest_perturbation"] == 0 and (randomised or (changed == 0 and moved <= ROUNDING)),
         f"{changed:.1%} of the queries judged differently, embeddings moved by {moved:.1e}",
         f"0 % and {ROUNDING:g}",
     )

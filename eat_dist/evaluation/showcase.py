@@ -28,6 +28,7 @@ def write_showcase(
     plan: Plan,
     results: Mapping[str, Any],
     *,
+    models: str,
     learn: Callable[[], Mapping[str, torch.Tensor]],
 ) -> None:
     """Attack a few images once more and keep them; nothing is done where they are kept already.
@@ -43,11 +44,12 @@ def write_showcase(
         workers: Who attacks.
         plan: Of the evaluation.
         results: Of the evaluation; they say which attack was strongest.
+        models: What tells the ensemble from others.
         learn: Gives the clean embeddings, to this process and the workers.
     """
     part = _strongest(plan, results)
     about = {"attack": part.key(ENSEMBLE), "epsilon": part.epsilon, "seed": victim.seed}
-    about |= {"models": victim.digest(ENSEMBLE), "test_set": victim.test.digest()}
+    about |= {"models": models, "test_set": victim.test.digest()}
     if _kept(folder) == about:
         return
     clean = learn()[ENSEMBLE]

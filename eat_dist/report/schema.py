@@ -1,4 +1,4 @@
-"""The form of ``evaluation/PROTOCOL/summary.json``, schema 3, as far as the report reads it.
+"""The form of ``evaluation/PROTOCOL/summary.json``, schema 4, as far as the report reads it.
 
 Shares (recall, NMI, success rates) are in [0, 1]; the empirical robustness score and its parts are as published, in
 [0, 100] but for distances and cosines. Keys that a protocol does not fill may be missing; unknown ones are ignored.
@@ -10,7 +10,7 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-SCHEMA = 3
+SCHEMA = 4
 Figures = dict[str, float | None]
 
 
@@ -147,7 +147,7 @@ class Check(_Part):
 class Evaluation(_Part):
     """The whole summary."""
 
-    schema_: Literal[3] = Field(alias="schema")
+    schema_: Literal[4] = Field(alias="schema")
     eat_dist: str = ""
     command: str = ""
     target: Target

@@ -58,11 +58,18 @@ def summary_of_training(
 
 def summary_with(summary: dict[str, Any], config: RunConfig, results: dict[str, Any]) -> dict[str, Any]:
     """The summary with the evaluation's figures under their stable names (docs/run_folder.md)."""
-    measured_with = ("protocol", "norm", "epsilon", "num_steps", "kmeans_seeds", "images", "classes")
-    about = {name: results[name] for name in (*measured_with, "retrieval", "queries", "gallery")}
-    about |= {"failed_checks": failed_checks(results)}
     measured = {"inference": results["inference"], **results["ensemble"], "members": results["members"]}
-    return summary | {"evaluation": about, **measured}
+    return summary | {"evaluation": evaluation_of(results), **measured}
+
+
+def evaluation_of(results: Mapping[str, Any]) -> dict[str, Any]:
+    """What a summary says of how its figures were measured, and whether to believe them."""
+    measured_with = ("protocol", "norm", "epsilon", "num_steps", "kmeans_seeds", "images", "classes", "sample")
+    about = {name: results[name] for name in (*measured_with, "retrieval", "queries", "gallery")}
+    # What else counts in ``worst``: attacks at smaller radii, and those crafted on another model.
+    about["epsilons"] = [epsilon for epsilon in results["epsilons"] if 0 < epsilon <= results["epsilon"]]
+    about["transfer_from"] = results["transfer"] is not None and "other" in results["transfer"]["sources"]
+    return about | {"failed_checks": failed_checks(results)}
 
 
 def withstands_nothing(summary: Mapping[str, Any]) -> bool:
@@ -71,7 +78,7 @@ def withstands_nothing(summary: Mapping[str, Any]) -> bool:
     return fooled is not None and chance is not None and fooled >= 0.95 * chance
 
 
-def failed_checks(results: dict[str, Any]) -> list[str] | None:
+def failed_checks(results: Mapping[str, Any]) -> list[str] | None:
     """Names of the sanity checks that failed; None where the protocol has none."""
     return [check["name"] for check in results["sanity"] if not check["passed"]] if results["sanity"] else None
 
@@ -119,15 +126,15 @@ def measurement(summary: dict[str, Any]) -> dict[str, str]:
     """What the figures of a summary were measured with, as text; empty where nothing was measured.
 
     Returns:
-        ``protocol``, ``norm``, ``epsilon``, ``num_steps``, ``images``, ``classes``, ``kmeans_seeds`` (where it is
-        on record), and ``attacks`` (on the ensemble; through which of its members is not said, since a single network
-        has none).
+        ``protocol``, ``norm``, ``epsilon``, ``num_steps``, ``images``, ``classes``; where they are on record
+        ``kmeans_seeds``, ``epsilons`` (of the curves, up to ε), ``sample`` and ``transfer_from``; and ``attacks`` (on
+        the ensemble; through which of its members is not said, since a single network has none).
     """
     about = summary.get("evaluation")
     if about is None:
         return {}
     found = {name: about[name] for name in ("protocol", "norm", "num_steps", "images", "classes")}
-    found |= {"kmeans_seeds": about["kmeans_seeds"]} if "kmeans_seeds" in about else {}
+    found |= {name: about[name] for name in ("kmeans_seeds", "epsilons", "sample", "transfer_from") if name in about}
     attacks = sorted({key.partition("@")[0] for key in summary["attacked"]})
     found |= {"epsilon": f"{about['epsilon']:.6g}", "attacks": ", ".join(attacks)}
     return {name: str(value) for name, value in found.items()}

@@ -10,7 +10,7 @@ from eat_dist.config import RunConfig
 from eat_dist.errors import StorageError
 from eat_dist.history import read_history
 from eat_dist.runs.evaluation import evaluation_folder
-from eat_dist.runs.summary import failed_checks, figures_of, measurement, withstands_nothing
+from eat_dist.runs.summary import evaluation_of, failed_checks, figures_of, measurement, withstands_nothing
 from eat_dist.storage import Folder
 from eat_dist.studies.plan import StudyRun
 
@@ -86,7 +86,7 @@ class Record:
         # The run's own summary is of the protocol evaluated last, which may have been another since.
         results = evaluation_folder(folder, config).read_json("summary.json")
         self.figures = figures_of(results["ensemble"])
-        self.measured = measurement({"evaluation": results, "attacked": results["ensemble"]["attacked"]})
+        self.measured = measurement({"evaluation": evaluation_of(results), "attacked": results["ensemble"]["attacked"]})
         self.failed_checks = failed_checks(results)
         self.withstands_nothing = withstands_nothing(summary)
         self.passes = round(summary["passes"] * summary["members_trained"], 3)
