@@ -204,10 +204,23 @@ def test_a_damaged_run_is_named_with_a_way_out(again: Path, file: str) -> None:
     (here / file).write_bytes(whole[: len(whole) // 2])
     with pytest.raises(StorageError) as refused:
         go(again)
-    assert str(refused.value).startswith("run 'pgd_at-digits-s1' is finished, and damaged: ")
+    assert str(refused.value).startswith("run 'pgd_at-digits-s1' is finished, but cannot be used: ")
     assert "delete its folder and it is trained again" in str(refused.value)
     assert "\n" not in str(refused.value)
     shutil.rmtree(here)
+    go(again)
+    assert {run["status"] for run in state(again)["runs"]} == {"FINISHED"}
+
+
+def test_figures_of_an_older_form_are_measured_again_before_they_are_compared(
+    again: Path, run: Callable[..., tuple[int, str, str]]
+) -> None:
+    here = again / "study" / "runs" / "pgd_at-digits-s1"
+    path = here / "evaluation" / "quick" / "summary.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"schema": 3}))
+    with pytest.raises(StorageError, match=r"is of schema 3, and this eat_dist measures schema 4\. Measure it again"):
+        go(again)
+    assert run("evaluate", here)[0] == 0, "the way out that the message shows"
     go(again)
     assert {run["status"] for run in state(again)["runs"]} == {"FINISHED"}
 

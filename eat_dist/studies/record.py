@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 from eat_dist.config import RunConfig
 from eat_dist.errors import StorageError
+from eat_dist.evaluation.running import SCHEMA as EVALUATION_SCHEMA
 from eat_dist.history import read_history
 from eat_dist.runs.evaluation import evaluation_folder
 from eat_dist.runs.summary import evaluation_of, failed_checks, figures_of, measurement, withstands_nothing
@@ -80,11 +81,16 @@ class Record:
         """Take what came out from the run's folder.
 
         Raises:
-            StorageError: Its summary, or the evaluation of the study's protocol, is not there.
+            StorageError: Its summary, or the evaluation of the study's protocol, is not there, or that is of an older
+                form, whose figures mean something else.
         """
         summary = folder.read_json("summary.json")
         # The run's own summary is of the protocol evaluated last, which may have been another since.
-        results = evaluation_folder(folder, config).read_json("summary.json")
+        evaluated = evaluation_folder(folder, config)
+        results = evaluated.read_json("summary.json")
+        if results["schema"] != EVALUATION_SCHEMA:
+            there = f"'{evaluated.child('summary.json')}' is of schema {results['schema']}"
+            raise StorageError(f"{there}, and this eat_dist measures schema {EVALUATION_SCHEMA}")
         self.figures = figures_of(results["ensemble"])
         self.measured = measurement({"evaluation": evaluation_of(results), "attacked": results["ensemble"]["attacked"]})
         self.failed_checks = failed_checks(results)

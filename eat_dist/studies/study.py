@@ -146,8 +146,8 @@ class _Study:
                     record.finish(here, run.config)
                 except StorageError as error:
                     raise StorageError(
-                        f"run '{run.name}' is finished, and damaged: {error}. Measure it again with 'eat-dist evaluate "
-                        f"{here.argument}', or delete its folder and it is trained again"
+                        f"run '{run.name}' is finished, but cannot be used: {error}. Measure it again with 'eat-dist "
+                        f"evaluate {here.argument}', or delete its folder and it is trained again"
                     ) from error
             elif before is not None and before.status != "WAITING":
                 record.status = "INTERRUPTED"
