@@ -78,6 +78,10 @@ class Replicas(Protocol):
         """
         ...
 
+    def leave(self) -> None:
+        """Close the connections, so that those who wait for this process fail; no more calls will come."""
+        ...
+
 
 class Alone:
     """One process trains the member: nothing to do, and nothing that costs or changes a number."""
@@ -103,6 +107,9 @@ class Alone:
 
     def require_equal(self, digests: Mapping[str, str]) -> None:
         """There is nobody to differ from."""
+
+    def leave(self) -> None:
+        """There are no connections."""
 
 
 ALONE = Alone()
@@ -165,6 +172,12 @@ class ReplicaGroup:
                 f"{' and '.join(sorted(digests))} of replica {', '.join(different)} differ from those of replica 0, so "
                 f"one of these processes computed something else; look for GPUs of different kinds or a defective one"
             )
+
+    def leave(self) -> None:
+        """See :class:`Replicas`. Over gloo alone, whose connections last as long as somebody holds the group."""
+        if self._staged:
+            dist.destroy_process_group(self.group)
+            del self.group
 
     def all_gather(self, tensor: torch.Tensor) -> list[torch.Tensor]:
         """Every replica's tensor, in order, detached."""

@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import math
 import os
 import signal
+import sys
+import time
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
+import torch
 
 from eat_dist.config import RunConfig
+from eat_dist.errors import NonFiniteLossError
 from eat_dist.robustness.statistics import EnsembleStatistics
 from eat_dist.storage import Folder
 from small_runs import largest_difference, small_config, train_locally, weights
@@ -70,6 +76,54 @@ def test_a_killed_process_changes_no_weight(victim: str, tmp_path: Path, ray_ses
     assert resumed_from[0] >= 5, "the members began again instead of continuing from a checkpoint"
     assert resumed_from[0] % 5 == 0
     assert largest_difference(weights(tmp_path / "undisturbed"), weights(tmp_path / "disturbed")) == 0
+
+
+# A fault of one member alone
+
+
+def train_member_1_to_a_nan(loop: dict[str, Any]) -> None:
+    """In a member's worker: the second member's gradient norm is NaN in the fourth iteration, before it sends the fifth
+    batch; the other one waits for that in the process group."""
+    import ray.train
+
+    import eat_dist.member
+    from eat_dist.cluster.train import _train_member
+
+    true, norms = eat_dist.member.gradient_norm, iter([0, 0, 0])
+
+    def norm(optimiser: torch.optim.Optimizer) -> float:
+        return true(optimiser) if next(norms, None) is not None else math.nan
+
+    if ray.train.get_context().get_world_rank() == 1:
+        eat_dist.member.gradient_norm = norm
+    _train_member(loop)
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+def test_a_fault_of_one_member_holds_the_others_up_for_no_timeout(
+    tmp_path: Path, ray_session: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Slow: Ray Train starts two workers."""
+    import ray.cloudpickle
+
+    import eat_dist.cluster.train
+
+    ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])
+    monkeypatch.setattr(eat_dist.cluster.train, "_train_member", train_member_1_to_a_nan)
+    config = small_config("ensemble.members=2", "cluster.gather_timeout=60")
+    moved = [time.monotonic()]
+
+    with pytest.raises(NonFiniteLossError, match="member 1: the gradient norm is nan in epoch 1, iteration 3"):
+        eat_dist.cluster.train.train_on_ray(
+            config,
+            num_classes=5,
+            run_folder=Folder.at(tmp_path),
+            on_iteration=lambda ensemble: moved.append(time.monotonic()),
+        )
+
+    assert len(moved) > 1
+    assert time.monotonic() - moved[-1] < config.cluster.gather_timeout / 3
 
 
 # A member that is stopped stands still without closing its connections: a machine that hangs, or has lost its network.

@@ -9,6 +9,7 @@ from __future__ import annotations
 import copy
 import datetime
 import multiprocessing
+import time
 from typing import Any
 
 import pytest
@@ -26,6 +27,7 @@ from eat_dist.replicas import ALONE, ReplicaGroup
 from eat_dist.seeding import generator
 
 REPLICAS = 2
+TIMEOUT_S = 60
 STEPS: dict[str, dict[str, Any]] = {
     "natural": {"members": 2, "name": "natural"},
     "pgd_at": {"members": 1, "name": "pgd_at"},
@@ -136,7 +138,7 @@ def through_batch_norm(norm: nn.BatchNorm2d, rows: slice) -> dict[str, torch.Ten
 
 def replica_process(index: int, folder: str) -> None:
     torch.set_num_threads(1)
-    timeout = datetime.timedelta(seconds=60)
+    timeout = datetime.timedelta(seconds=TIMEOUT_S)
     dist.init_process_group(
         "gloo", init_method=f"file://{folder}/store", rank=index, world_size=REPLICAS, timeout=timeout
     )
@@ -155,6 +157,14 @@ def replica_process(index: int, folder: str) -> None:
     with pytest.raises(ClusterError) as different:
         group.require_equal({"weights": "ab", "proxies": str(index)})
     found["different"] = str(different.value)
+    begin, left = time.monotonic(), groups.pop()
+    if index == 0:
+        left.leave()
+    else:
+        with pytest.raises(RuntimeError):
+            left.all_sum(torch.zeros(1))
+    found["seconds"] = time.monotonic() - begin
+    dist.barrier()  # whose process ends has left by that
     torch.save(found, f"{folder}/{index}.pt")
     dist.destroy_process_group()
 
@@ -284,3 +294,7 @@ def test_parts_of_a_batch_start_their_attack_where_the_whole_batch_does(norm: An
     for index in range(3):
         part = ball.random_point(images[index::3], Interleaved(generator("start"), index, 3))
         assert torch.equal(part, whole[index::3])
+
+
+def test_who_waits_for_a_replica_that_has_left_fails_at_once(found: Found) -> None:
+    assert found[1]["seconds"] < TIMEOUT_S / 4

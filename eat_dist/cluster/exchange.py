@@ -37,6 +37,7 @@ class RayExchange:
         replica: Which of the member's replicas this is; it trades with the same replica of the peers.
         generation: Grows with every restart of the members; equal in all of them.
         timeout: Seconds until a late member is an error.
+        group: Of all workers, for the batches; held by nobody else. None: torch's own.
     """
 
     def __init__(
@@ -48,6 +49,7 @@ class RayExchange:
         grid: Sequence[Sequence[int]],
         generation: int,
         timeout: float,
+        group: dist.ProcessGroup | None = None,
     ) -> None:
         self.coordinator = coordinator
         self.rank = rank
@@ -56,6 +58,7 @@ class RayExchange:
         self._caller = caller = rank * len(grid[0]) + replica
         self.generation = generation
         self.timeout = timeout + _GRACE_S
+        self._group = group
         self._counts: dict[str, int] = {}
         self._has_submitted = False
         coordinator.join.remote(generation, caller, f"node {ray.util.get_node_ip_address()} (process {os.getpid()})")
@@ -64,6 +67,12 @@ class RayExchange:
     def close(self) -> None:
         """No more calls will come."""
         self._reporter.close()
+
+    def leave(self) -> None:
+        """Close the connections to the other members, so that those who wait for this one fail."""
+        if self._group is not None:
+            dist.destroy_process_group(self._group)
+            self._group = None
 
     def send(self, plan: TransferPlan, tensors: Tensors) -> Pending:
         """See :class:`eat_dist.exchange.Exchange`. Receiving buffers are shaped like what is sent."""
@@ -75,9 +84,13 @@ class RayExchange:
         for sender in plan.sources[self.rank]:
             buffers = {name: torch.empty_like(tensor) for name, tensor in outgoing.items()}
             incoming.append((sender, buffers))
-            operations += [dist.P2POp(dist.irecv, buffer, self._workers[sender]) for buffer in buffers.values()]
+            operations += [
+                dist.P2POp(dist.irecv, buffer, self._workers[sender], self._group) for buffer in buffers.values()
+            ]
         for target in plan.targets(self.rank):
-            operations += [dist.P2POp(dist.isend, tensor, self._workers[target]) for tensor in outgoing.values()]
+            operations += [
+                dist.P2POp(dist.isend, tensor, self._workers[target], self._group) for tensor in outgoing.values()
+            ]
         works = dist.batch_isend_irecv(operations) if operations else []
         devices = {name: tensor.device for name, tensor in tensors.items()}
         return _Arriving(works, incoming, outgoing, devices, self._reporter)

@@ -57,6 +57,20 @@ class Place:
     nodes: int
 
 
+def own_group(timeout_s: float) -> dist.ProcessGroup | None:
+    """A gloo group of all workers, whose connections close when its holder lets go of it; every worker calls it.
+
+    torch's own never closes: ``torch.distributed.nn``, which torchvision imports, has it as a default argument. None
+    over NCCL, whose groups end otherwise: destroying one waits for the peers that it is to wake, and aborting one has
+    torch kill their processes.
+    """
+    if dist.get_backend() != "gloo":
+        return None
+    group = dist.new_group(backend="gloo", timeout=datetime.timedelta(seconds=timeout_s))
+    assert isinstance(group, dist.ProcessGroup)
+    return group
+
+
 def take_place(worker: int, workers: int, *, replicas: int, timeout_s: float) -> Place:
     """Find this worker's place; every worker calls it. One replica a member needs no talk.
 

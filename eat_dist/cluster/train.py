@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import gc
 import math
 import os
 import signal
@@ -22,7 +23,7 @@ from ray.train.torch import TorchConfig, TorchTrainer, get_device
 
 from eat_dist.cluster.coordinator import RunAbortedError, start_coordinator
 from eat_dist.cluster.exchange import RayExchange
-from eat_dist.cluster.grid import take_place
+from eat_dist.cluster.grid import own_group, take_place
 from eat_dist.cluster.resources import Placement
 from eat_dist.cluster.session import connect, is_launched, nodes
 from eat_dist.cluster.waiting import PatientStart, cause, one_line, place_or_wait, train_settings
@@ -132,11 +133,12 @@ def _train_member(loop: dict[str, Any]) -> None:
     torch.set_num_threads(loop["threads"])
     context = ray.train.get_context()
     coordinator = ray.get_actor(loop["coordinator"])
+    timeout_s = math.ceil(config.cluster.gather_timeout)
     place = take_place(
         context.get_world_rank(),
         context.get_world_size(),
         replicas=config.cluster.replicas_per_member,
-        timeout_s=math.ceil(config.cluster.gather_timeout),
+        timeout_s=timeout_s,
     )
     exchange = RayExchange(
         coordinator,
@@ -145,6 +147,7 @@ def _train_member(loop: dict[str, Any]) -> None:
         grid=place.grid,
         generation=broadcast_from_rank_zero(time.time_ns()),
         timeout=config.cluster.gather_timeout,
+        group=own_group(timeout_s),
     )
     try:
         train = load_dataset(config.data).train
@@ -168,18 +171,25 @@ def _train_member(loop: dict[str, Any]) -> None:
             result = dataclasses.replace(result, nodes=place.nodes)
             ray.get(coordinator.finish.remote(place.member, result))
     except RunAbortedError:
-        return  # the driver asks the coordinator why
+        pass  # the driver asks the coordinator why
     except (MemberLateError, ClusterError):
         raise  # a restart may mend it
     except EatError as error:  # a restart would meet it again: tell everybody, and let the driver report it
         ray.get(coordinator.abort.remote(error))
     except Exception:
-        # A peer that stopped the run has closed its connections; that is no failure of this member.
+        # A peer that has stopped the run has left, which fails what this one waits for: no failure of this member.
         _, failure = ray.get(coordinator.outcome.remote())
         if failure is None:
             raise
+    else:
+        return
     finally:
         exchange.close()
+    # The run is stopped. Ray Train keeps this process, and so its connections, until all have come to an end: those
+    # that wait for its batches would do so until their timeout.
+    exchange.leave()
+    place.replicas.leave()
+    gc.collect()  # a transfer under way holds its connection, and may be part of a cycle with what has failed
 
 
 def _notices_of(coordinator: Any) -> Callable[[str], None]:
