@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 
 import torch
 
 from eat_dist.config import ClusterConfig, RunConfig
+from eat_dist.cpus import usable_cpus
 from eat_dist.data.images import ImageSet
 from eat_dist.data.splits import Splits
 from eat_dist.errors import ClusterError
@@ -40,7 +40,7 @@ def train_in_process(
     """
     members = config.ensemble.members
     device = choose_device(config.cluster)
-    cpus = max(1, (os.cpu_count() or 1) // members)
+    cpus = max(1, usable_cpus() // members)
     torch.set_num_threads(config.cluster.threads_per_member or cpus)
     board = Board(members, timeout=config.cluster.gather_timeout)
     policy = Policy.of(config, train.num_classes)

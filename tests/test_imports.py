@@ -9,7 +9,7 @@ import pytest
 
 PACKAGE = Path(__file__).resolve().parents[1] / "eat_dist"
 FLOORS = [
-    {"config", "registry", "batch", "errors", "seeding", "storage", "bucket", "provenance"},
+    {"config", "registry", "batch", "errors", "seeding", "storage", "bucket", "provenance", "cpus"},
     {"losses", "attacks", "metrics", "spaces"},
     {"inference", "models", "data", "robustness"},
     {"exchange", "optimisation", "pyfunc_model", "replicas", "schedule"},

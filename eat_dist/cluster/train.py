@@ -6,7 +6,6 @@ import contextlib
 import dataclasses
 import gc
 import math
-import os
 import signal
 import threading
 import time
@@ -28,6 +27,7 @@ from eat_dist.cluster.resources import Placement
 from eat_dist.cluster.session import connect, is_launched, nodes
 from eat_dist.cluster.waiting import PatientStart, cause, one_line, place_or_wait, train_settings
 from eat_dist.config import RunConfig, dump_config, parse_config
+from eat_dist.cpus import usable_cpus
 from eat_dist.data.load import load_dataset
 from eat_dist.data.splits import make_splits
 from eat_dist.errors import ClusterError, EatError, MemberLateError, MembersFailedError, StorageError
@@ -162,7 +162,7 @@ def _train_member(loop: dict[str, Any]) -> None:
             run_folder=Folder.at(loop["run_folder"]),
             device=get_device() if on_gpu else torch.device("cpu"),
             # A GPU's worker reserves no CPUs, but the node's are there for decoding.
-            cpus=max(1, (os.cpu_count() or 1) // here) if on_gpu else loop["threads"],
+            cpus=max(1, usable_cpus() // here) if on_gpu else loop["threads"],
             members_here=loop["workers_a_gpu"] if on_gpu else here,
             mlflow_run_id=loop["mlflow_run_id"],
             replicas=place.replicas,

@@ -12,9 +12,10 @@ from typing import Any, Literal
 import numpy as np
 from PIL import Image, ImageOps
 
+from eat_dist.cpus import usable_cpus
 from eat_dist.data.contact_sheet import SheetRow, thumbnail
 from eat_dist.data.decode import decode_image
-from eat_dist.data.parallel import T, in_order, usable_cpus, workers
+from eat_dist.data.parallel import T, in_order, workers
 from eat_dist.data.prepare import OnProgress
 from eat_dist.data.shard_format import Part, Skipped, file_sha256, open_part, read_manifest, reading
 from eat_dist.data.source import ROLES, Item, Source

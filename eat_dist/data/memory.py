@@ -8,8 +8,9 @@ from pathlib import Path
 
 import torch
 
+from eat_dist.cpus import usable_cpus
 from eat_dist.data.images import LabelledImages
-from eat_dist.data.parallel import usable_cpus, workers
+from eat_dist.data.parallel import workers
 from eat_dist.data.shards import ShardImages
 
 _CACHED = ("active_file", "inactive_file")

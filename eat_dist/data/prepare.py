@@ -20,7 +20,8 @@ from itertools import islice
 from typing import Literal
 
 from eat_dist import __version__
-from eat_dist.data.parallel import in_order, usable_cpus, workers
+from eat_dist.cpus import usable_cpus
+from eat_dist.data.parallel import in_order, workers
 from eat_dist.data.shard_format import (
     MANIFEST,
     SCHEMA,

@@ -21,9 +21,9 @@ from PIL import Image
 
 from eat_dist.batch import Batch
 from eat_dist.config import DataConfig
+from eat_dist.cpus import usable_cpus
 from eat_dist.data.decode import decode_image, to_tensor
 from eat_dist.data.images import Indices, ZeroShotData, renumbered_subset
-from eat_dist.data.parallel import usable_cpus
 from eat_dist.data.shard_format import (
     COLUMNS,
     Manifest,

@@ -13,6 +13,7 @@ import torch
 
 from eat_dist.config import RunConfig
 from eat_dist.console import Console
+from eat_dist.cpus import usable_cpus
 from eat_dist.data.images import ImageSet
 from eat_dist.data.load import load_test_set
 from eat_dist.errors import ClusterError, ConfigError
@@ -181,7 +182,7 @@ def _already(pool: Workers, victim: Victim) -> Workers:
 def _set_threads(config: RunConfig) -> None:
     # Half of the cores: on a core that something else wants, OpenMP's threads wait for each other by spinning, and an
     # evaluation on all of them takes 25 times as long (measured on two cores) for the little that a second one gains.
-    torch.set_num_threads(config.cluster.threads_per_member or max(1, (os.cpu_count() or 1) // 2))
+    torch.set_num_threads(config.cluster.threads_per_member or max(1, usable_cpus() // 2))
 
 
 def evaluation_folder(folder: Folder, config: RunConfig) -> Folder:
