@@ -177,7 +177,7 @@ def run_together(works: Sequence[Callable[[], Any]], board: Board) -> list[Any]:
     """Run one function a member, each in a thread; results by rank.
 
     Raises:
-        The first member's error that is not merely the echo of another's; KeyboardInterrupt stops all.
+        The first member's error that is not merely the echo of another's; what a signal raises stops all.
     """
     results: list[Any] = [None] * len(works)
     errors: list[BaseException] = []
@@ -195,8 +195,8 @@ def run_together(works: Sequence[Callable[[], Any]], board: Board) -> list[Any]:
     try:
         for thread in threads:
             thread.join()
-    except KeyboardInterrupt as interrupt:
-        board.fail(interrupt)
+    except BaseException as stop:  # Ctrl-C, or SIGTERM as SystemExit: no member may go on when the run's lease is gone
+        board.fail(stop)
         for thread in threads:
             thread.join()
         raise
