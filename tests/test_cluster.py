@@ -6,6 +6,7 @@ import asyncio
 import dataclasses
 import itertools
 import math
+import time
 from collections import Counter
 from typing import Any
 
@@ -279,3 +280,18 @@ def test_progress_is_handed_out_from_where_the_driver_has_been() -> None:
         return [entry.iteration for entry in await state.since(1)]
 
     assert asyncio.run(story()) == [2]
+
+
+def test_members_that_start_again_are_never_stale_whatever_the_clocks_say() -> None:
+    async def story() -> None:
+        ahead = time.time_ns() + 90 * 10**9
+        state = CoordinatorState(POLICY, 5)
+        await state.join(ahead, 0, "node A")
+        again = await state.new_generation()
+        await state.join(again, 0, "node B")
+        with pytest.raises(StaleGenerationError):
+            await state.join(ahead, 0, "node A")
+        restarted = CoordinatorState(POLICY, 5)  # which has forgotten every number
+        assert await restarted.new_generation() > ahead - 90 * 10**9
+
+    asyncio.run(story())

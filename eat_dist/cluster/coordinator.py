@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from collections import deque
 from dataclasses import dataclass, field
 from typing import Any
@@ -75,6 +76,14 @@ class CoordinatorState:
         self.notices: list[str] = []
         self._slots: dict[tuple[str, int], _Slot] = {}
         self._look: asyncio.Task[None] | None = None
+
+    async def new_generation(self) -> int:
+        """The number of members that start, above that of all before them, whichever node they are on.
+
+        By this node's clock, for an actor that was restarted knows no earlier number; a member's may be further behind
+        another node's than a restart takes.
+        """
+        return max(self.generation + 1, time.time_ns())
 
     async def join(self, generation: int, caller: int, place: str) -> None:
         """A caller has started, on the node and in the process that ``place`` names."""

@@ -8,7 +8,6 @@ import gc
 import math
 import signal
 import threading
-import time
 import uuid
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -140,12 +139,15 @@ def _train_member(loop: dict[str, Any]) -> None:
         replicas=config.cluster.replicas_per_member,
         timeout_s=timeout_s,
     )
+    # Of the first worker alone. A coordinator that is being restarted is waited for: nothing is lost by asking again.
+    asked = coordinator.new_generation.options(max_task_retries=-1)
+    new = ray.get(asked.remote(), timeout=timeout_s) if context.get_world_rank() == 0 else None
     exchange = RayExchange(
         coordinator,
         rank=place.member,
         replica=place.replica,
         grid=place.grid,
-        generation=broadcast_from_rank_zero(time.time_ns()),
+        generation=broadcast_from_rank_zero(new),
         timeout=config.cluster.gather_timeout,
         group=own_group(timeout_s),
     )
