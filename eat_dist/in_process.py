@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 import torch
@@ -55,7 +56,7 @@ def train_in_process(
                 run_folder=run_folder,
                 device=device,
                 cpus=cpus,
-                members_here=members,
+                members_here=members_on(device, config),
                 mlflow_run_id=mlflow_run_id,
                 on_iteration=on_iteration if rank == 0 else None,
             ).run(until_epoch)
@@ -63,6 +64,17 @@ def train_in_process(
         return train_member
 
     return run_together([work(rank) for rank in range(members)], board)
+
+
+def members_on(device: torch.device, config: RunConfig) -> int:
+    """Members that share the device's memory: this process's, and on a GPU of which it has a share the others' as well.
+
+    The others are runs of the same study (:func:`eat_dist.cluster.capacity.capacity_of_runs`), each of which would
+    otherwise take for its images what is free for all.
+    """
+    share = config.cluster.gpus_per_member
+    processes = math.floor(1 / share + 1e-6) if device.type == "cuda" and 0 < share < 1 else 1
+    return config.ensemble.members * processes
 
 
 def choose_device(config: ClusterConfig) -> torch.device:

@@ -5,11 +5,13 @@ from __future__ import annotations
 import random
 
 import pytest
+import torch
 
-from eat_dist.cluster.capacity import capacity, settled
+from eat_dist.cluster.capacity import capacity, capacity_of_runs, settled
 from eat_dist.cluster.resources import Node
-from eat_dist.config import ClusterConfig
+from eat_dist.config import ClusterConfig, load_config
 from eat_dist.errors import ClusterError, ConfigError
+from eat_dist.in_process import members_on
 
 SHARED, WHOLE = ClusterConfig(), ClusterConfig(cpus_per_member=1.0)
 TWO, EIGHT = [Node(2, 0)], [Node(4, 0), Node(4, 0)]
@@ -118,3 +120,12 @@ def test_a_trial_takes_what_was_worked_out_for_all_of_them() -> None:
     assert (config.cpus_per_member, config.threads_per_member) == (0.5, 1)
     on_gpus = capacity(GPUS, members=1, trials=4, concurrent=4, config=SHARED)
     assert settled(SHARED, on_gpus.member).cpus_per_member is None
+
+
+@pytest.mark.parametrize("share", [1.0, 0.5, 0.4, 1 / 3, 0.25, 0.1, 1 / 49])
+def test_the_memory_of_a_gpu_is_divided_by_the_members_of_all_runs_that_it_holds(share: float) -> None:
+    config = load_config(None, ["cluster.backend=local", "ensemble.members=3", f"cluster.gpus_per_member={share}"])
+    runs = capacity_of_runs([Node(64, 1)], config, runs=1000, concurrent=None).concurrent
+
+    assert members_on(torch.device("cuda"), config) == 3 * runs
+    assert members_on(torch.device("cpu"), config) == 3
