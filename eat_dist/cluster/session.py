@@ -20,14 +20,19 @@ def connect(config: ClusterConfig) -> None:
     """Join the configured cluster, or the one RAY_ADDRESS names, or start one on this machine.
 
     Raises:
-        ClusterError: The cluster does not answer, or refuses the token.
+        ClusterError: The cluster does not answer, or refuses the token, or is named by the address of Ray Client.
     """
+    address = config.address or os.environ.get("RAY_ADDRESS") or "local"
+    if address.startswith("ray://"):  # a sweep's driver would run on the head, and its book cannot travel there
+        raise ClusterError(
+            f"'{address}' is an address of Ray Client, over which nothing is started; run the command on the cluster's "
+            "head with cluster.address=auto, or send it there: eat-dist submit … --address http://HEAD:8265"
+        )
     if ray.is_initialized():
         return
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     # Ray would otherwise blank the GPUs of its zero-GPU actors with a deprecated default, and warn about it.
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
-    address = config.address or os.environ.get("RAY_ADDRESS") or "local"
     local = {"include_dashboard": False, "object_store_memory": _LOCAL_OBJECT_STORE_BYTES}
     try:
         ray.init(
