@@ -2,7 +2,8 @@
 
     python benchmarks/cub_mini.py [--seeds 0 1 2] [--out bench/cub_mini]
 
-The photographs must be in data/cub_mini (docs/datasets.md). Prints one line a config: means and standard deviations over the seeds. Finished runs are not repeated.
+The photographs must be in data/cub_mini (docs/datasets.md). Prints one line a config: means and standard deviations
+over the seeds. Finished runs are not repeated.
 """
 
 from __future__ import annotations
