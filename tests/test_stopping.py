@@ -19,7 +19,9 @@ from small_runs import small_config
 def test_a_signal_stops_all_members_before_it_is_passed_on(number: signal.Signals, raised: type[BaseException]) -> None:
     board = Board(2, timeout=20)
     policy = Policy.of(small_config("ensemble.members=2"), num_classes=2)
-    before = signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # as the command line does
+    # As the command line has them; a shell that starts this in the background has Ctrl-C ignored.
+    before = signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    interrupt = signal.signal(signal.SIGINT, signal.default_int_handler)
 
     def member(rank: int) -> Callable[[], None]:
         def go_on_for_ever() -> None:
@@ -36,6 +38,7 @@ def test_a_signal_stops_all_members_before_it_is_passed_on(number: signal.Signal
             run_together([member(0), member(1)], board)
     finally:
         signal.signal(signal.SIGTERM, before)
+        signal.signal(signal.SIGINT, interrupt)
     left = [thread.name for thread in threading.enumerate() if thread.name.startswith("member-")]
     board.fail(SystemExit())  # so that a test that fails ends all the same
     assert left == []

@@ -86,7 +86,7 @@ def test_the_child_of_a_killed_run_does_not_stay_running(tmp_path: Path, monkeyp
 
     uri = f"sqlite:///{tmp_path / 'mlflow.db'}"
     tracked = ("tracking.enabled=true", f"tracking.uri={uri}")
-    dead = Tracker.start(small_config(*tracked), run_name="natural-digits-s0", tags={}, resume_run_id=None)
+    dead = Tracker.start(small_config(*tracked), run_name="natural-digits-s0", tags={}, resume_run_id=None, wait=120)
     assert dead.run_id is not None
     folder = tmp_path / "study" / "runs" / "natural-digits-s0"
     folder.mkdir(parents=True)

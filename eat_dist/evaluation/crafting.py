@@ -28,24 +28,29 @@ class Embed:
 
 @dataclass(frozen=True)
 class Probe:
-    """What a model answers and how steep its answer is: what its weights alone do not say of code that is not ours.
+    """What models answer and how steep their answers are: what weights alone do not say of code that is not ours.
 
     Attributes:
-        name: Of the model.
+        names: Of the models.
     """
 
-    name: str
+    names: tuple[str, ...]
 
-    def __call__(self, victim: Victim, indices: torch.Tensor) -> tuple[torch.Tensor, tuple[str, ...]]:
-        """[B, D] float32 on the CPU, and for each image the length of the gradient of a fixed sum of its embedding.
+    def __call__(self, victim: Victim, indices: torch.Tensor) -> dict[str, tuple[torch.Tensor, tuple[str, ...]]]:
+        """By name [B, D] float32 on the CPU, and for each image the length of the gradient of a sum of its embedding.
 
         A length is rounded to about 1 %, far above what the order of additions on a GPU changes: a backward pass that
         was mended (a straight-through step, BPDA) changes more, and the forward pass not at all.
         """
         images = victim.images(indices)
-        answer = victim.embed(self.name, images, indices)
+        return {name: self._of(name, victim, images, indices) for name in self.names}
+
+    def _of(
+        self, name: str, victim: Victim, images: torch.Tensor, indices: torch.Tensor
+    ) -> tuple[torch.Tensor, tuple[str, ...]]:
+        answer = victim.embed(name, images, indices)
         weights = torch.randn(answer.shape[1], generator=generator(0, "evaluation", "probe")).to(victim.device)
-        surface = WhiteBox(victim.models[self.name], lambda embeddings: embeddings.float() @ weights)
+        surface = WhiteBox(victim.models[name], lambda embeddings: embeddings.float() @ weights)
         with victim.drawing(indices, "probe"), surface.held():
             lengths = surface.read(images).gradient.flatten(1).norm(dim=1)
         return answer, tuple(f"{length:.2e}" for length in lengths.tolist())

@@ -163,9 +163,12 @@ class Running:
         """Whether the model answers two identical calls differently."""
         if (defense := self.victim.defense) is not None and defense.randomised:
             return True
+        if _is_ours(self.victim.models[ENSEMBLE]):
+            return False
         few = self._everything[:8]
+        images = self.victim.images(few)
         with torch.random.fork_rng():
-            one, other = (Embed()(self.victim, few)[ENSEMBLE] for _ in range(2))
+            one, other = (self.victim.embed(ENSEMBLE, images, few) for _ in range(2))
         return not torch.allclose(one, other, rtol=0, atol=REPEATABLE)
 
     def showcase(self, results: Mapping[str, Any]) -> None:
@@ -246,22 +249,22 @@ class Running:
     @cached_property
     def _digests(self) -> dict[str, str]:
         sources = {name for part in self.plan.parts for name in (part.source, *part.targets)}
-        probes = {name: self._probe(name) for name in self.victim.models}
+        foreign = tuple(name for name, model in self.victim.models.items() if not _is_ours(model))
+        probed = do(Probe(foreign), self.victim, self._everything[:8]) if foreign else {}
+        probes = {name: _probe(*probed[name]) if name in probed else "" for name in self.victim.models}
         # Several members at once are what each of them is.
         of_all = "".join(probes.values())
         return {name: self.victim.digest(name) + probes.get(name, of_all) for name in sorted(sources | set(probes))}
-
-    def _probe(self, name: str) -> str:
-        """Of a model whose code is not ours, what it answers and how steeply."""
-        if _is_ours(self.victim.models[name]):
-            return ""
-        answer, slopes = do(Probe(name), self.victim, self._everything[:8])
-        return hashlib.sha256(answer.numpy().tobytes() + json.dumps(slopes).encode()).hexdigest()
 
     def _report(self, part: str, work: float) -> None:
         self.done += work
         if self.on_progress is not None:
             self.on_progress(part, self.done, self.total)
+
+
+def _probe(answer: torch.Tensor, slopes: tuple[str, ...]) -> str:
+    """Of a model whose code is not ours, what it answers and how steeply."""
+    return hashlib.sha256(answer.numpy().tobytes() + json.dumps(slopes).encode()).hexdigest()
 
 
 def _is_ours(model: nn.Module) -> bool:
