@@ -268,7 +268,7 @@ def _probe(answer: torch.Tensor, slopes: tuple[str, ...]) -> str:
 
 
 def _is_ours(model: nn.Module) -> bool:
-    """Whether weights and settings say all of what a model computes."""
-    if isinstance(model, EmbeddingEnsemble):
+    """Whether weights and settings say all of what a model computes; of somebody's subclass they do not."""
+    if type(model) is EmbeddingEnsemble:
         return all(_is_ours(member) for member in model.members)
-    return isinstance(model.model if isinstance(model, Defended) else model, Embedder)
+    return type(model.model if type(model) is Defended else model) is Embedder
