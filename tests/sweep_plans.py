@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import yaml
 
 from eat_dist.config import load_config
+from eat_dist.console import Console
 from eat_dist.spaces import check_space, parse_space
+from eat_dist.storage import Folder
 from eat_dist.sweeps import SweepPlan
+from eat_dist.sweeps.book import Ledger
 from eat_dist.sweeps.plan import default_grace
+from eat_dist.sweeps.record import Trial
 
 SPACE = """
 defense.transfer_rule: {choice: [none, hardest]}
@@ -40,3 +45,14 @@ def plan_of(space: str = SPACE, *assignments: str, **changes: Any) -> SweepPlan:
         reduction_factor=3,
     )
     return replace(plan, **changes)
+
+
+def ledger_of(folder: Path, plan: SweepPlan, trials: list[Trial] | None = None) -> Ledger:
+    return Ledger(
+        plan,
+        Folder.at(folder),
+        trials or [],
+        config_of=lambda settings: plan.trial_config(settings, base=plan.base),
+        parent_run_id=None,
+        console=Console(),
+    )

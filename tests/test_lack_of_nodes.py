@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from sweep_plans import plan_of
+from sweep_plans import ledger_of, plan_of
 
 from eat_dist.config import load_config
 from eat_dist.console import Console
@@ -18,21 +18,10 @@ from eat_dist.studies import load_study
 from eat_dist.studies.book import Ledger as StudyLedger
 from eat_dist.studies.plan import plan_runs
 from eat_dist.studies.record import Record
-from eat_dist.sweeps.book import Ledger
-from eat_dist.sweeps.record import Trial, read_trials
+from eat_dist.sweeps.record import read_trials
 from small_studies import write
 
-
-def ledger_of(folder: Path, trials: list[Trial] | None = None) -> Ledger:
-    plan = plan_of("attack.epsilon: {uniform: [0.05, 0.3]}", search="random", trials=5)
-    return Ledger(
-        plan,
-        Folder.at(folder),
-        trials or [],
-        config_of=lambda settings: plan.trial_config(settings, base=plan.base),
-        parent_run_id=None,
-        console=Console(),
-    )
+PLAN = plan_of("attack.epsilon: {uniform: [0.05, 0.3]}", search="random", trials=5)
 
 
 def fail_by_number(task: Mapping[str, Any], report: Any) -> None:
@@ -55,7 +44,7 @@ def test_a_trial_that_lacks_nodes_is_interrupted_and_the_sweep_goes_on_with_it_w
     from eat_dist.cluster.tune import run_trials
 
     ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])
-    book = ledger_of(tmp_path)
+    book = ledger_of(tmp_path, PLAN)
 
     with pytest.raises(ClusterError, match="6 members need 1 GPU each"):
         run_trials(fail_by_number, book, trials=book.left, concurrent=1, halving=None, max_failures=0)
@@ -63,7 +52,7 @@ def test_a_trial_that_lacks_nodes_is_interrupted_and_the_sweep_goes_on_with_it_w
     trials = read_trials(Folder.at(tmp_path))
     assert [trial.status for trial in trials] == ["FAILED", "FAILED", "INTERRUPTED"], "no other trial begins"
     assert [trial.error is None for trial in trials] == [False, False, True]
-    resumed = ledger_of(tmp_path, trials)
+    resumed = ledger_of(tmp_path, PLAN, trials)
     tasks = [resumed.begin() for _ in range(3)]
     assert [task["id"] for task in tasks if task] == ["0002", "0003", "0004"]
 

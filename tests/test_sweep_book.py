@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from sweep_plans import FIGURES, SPACE, plan_of
+from sweep_plans import FIGURES, SPACE, ledger_of, plan_of
 
 from eat_dist.console import Console
 from eat_dist.errors import ConfigError, EatError, StorageError
@@ -16,7 +16,7 @@ from eat_dist.storage import Folder
 from eat_dist.sweeps import SweepPlan, resume_sweep, start_sweep
 from eat_dist.sweeps.book import Ledger
 from eat_dist.sweeps.plan import check_plan
-from eat_dist.sweeps.record import Trial, read_trials
+from eat_dist.sweeps.record import read_trials
 
 # What a trial is, and what comes out
 
@@ -106,24 +106,12 @@ def test_a_damaged_record_is_one_line(name: str, content: str, expected: str, tm
 # The book
 
 
-def ledger_of(folder: Path, trials: list[Trial] | None = None, **changes: Any) -> Ledger:
-    plan = plan_of(**changes)
-    return Ledger(
-        plan,
-        Folder.at(folder),
-        trials or [],
-        config_of=lambda settings: plan.trial_config(settings, base=plan.base),
-        parent_run_id=None,
-        console=Console(),
-    )
-
-
 def reported(epoch: int, value: float = 0.3) -> dict[str, Any]:
     return {"epoch": epoch, "figures": {**FIGURES, "worst/nmi": value}, "attacked_nmi": value}
 
 
 def test_the_record_on_disk_is_whole_after_every_event(tmp_path: Path) -> None:
-    ledger = ledger_of(tmp_path)
+    ledger = ledger_of(tmp_path, plan_of())
 
     def statuses() -> list[tuple[str, str, int]]:
         return [(trial.id, trial.status, trial.epoch) for trial in read_trials(Folder.at(tmp_path))]
@@ -149,13 +137,13 @@ def test_the_record_on_disk_is_whole_after_every_event(tmp_path: Path) -> None:
 
 
 def test_unfinished_trials_go_first_with_their_ids_settings_and_what_they_reported(tmp_path: Path) -> None:
-    before = ledger_of(tmp_path)
+    before = ledger_of(tmp_path, plan_of())
     given = [before.begin() for _ in range(3)]
     before.learn("0001", reported(2))
     before.learn("0002", reported(2))
     before.end("0002", error=None)
 
-    after = ledger_of(tmp_path, read_trials(Folder.at(tmp_path)))
+    after = ledger_of(tmp_path, plan_of(), read_trials(Folder.at(tmp_path)))
     assert after.left == 5
     tasks = [after.begin() for _ in range(5)]
 
