@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import AbstractContextManager, contextmanager
 from typing import Any, Protocol
 
@@ -177,32 +178,29 @@ def run_together(works: Sequence[Callable[[], Any]], board: Board) -> list[Any]:
     """Run one function a member, each in a thread; results by rank.
 
     Raises:
-        The first member's error that is not merely the echo of another's; what a signal raises stops all.
+        The error of the first member whose error is not merely the echo of another's; what a signal raises stops all.
     """
-    results: list[Any] = [None] * len(works)
-    errors: list[BaseException] = []
 
-    def run(rank: int) -> None:
+    def run(work: Callable[[], Any]) -> Any:
         try:
-            results[rank] = works[rank]()
+            return work()
         except BaseException as error:
-            errors.append(error)
             board.fail(error)
+            raise
 
-    threads = [threading.Thread(target=run, args=(rank,), name=f"member-{rank}") for rank in range(len(works))]
-    for thread in threads:
-        thread.start()
-    try:
-        for thread in threads:
-            thread.join()
-    except BaseException as stop:  # Ctrl-C, or SIGTERM as SystemExit: no member may go on when the run's lease is gone
-        board.fail(stop)
-        for thread in threads:
-            thread.join()
-        raise
+    # No Thread.join to wait with: one that a signal interrupts takes its thread for ended, which it is not, and the
+    # next returns at once (Python up to 3.12, github.com/python/cpython/issues/90882). The executor joins after wait.
+    with ThreadPoolExecutor(len(works), thread_name_prefix="member") as threads:
+        try:
+            ends = [threads.submit(run, work) for work in works]
+            wait(ends)
+        except BaseException as stop:  # Ctrl-C, SIGTERM as SystemExit: no member may go on when the lease is gone
+            board.fail(stop)
+            raise
+    errors = [error for end in ends if (error := end.exception()) is not None]
     own = [error for error in errors if not isinstance(error, PeerFailedError)]
     if own:
         raise own[0]
     if errors:
         raise EatError(str(errors[0]))
-    return results
+    return [end.result() for end in ends]

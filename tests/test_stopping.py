@@ -6,6 +6,7 @@ import os
 import signal
 import sys
 import threading
+import time
 from collections.abc import Callable
 
 import pytest
@@ -26,10 +27,14 @@ def test_a_signal_stops_all_members_before_it_is_passed_on(number: signal.Signal
     def member(rank: int) -> Callable[[], None]:
         def go_on_for_ever() -> None:
             exchange = LocalExchange(board, rank, policy=policy)
-            for iteration in range(10**9):
-                exchange.agree("iteration", iteration)
-                if (rank, iteration) == (1, 3):
-                    os.kill(os.getpid(), number)
+            try:
+                for iteration in range(10**9):
+                    exchange.agree("iteration", iteration)
+                    if (rank, iteration) == (1, 3):
+                        os.kill(os.getpid(), number)
+            finally:
+                if rank == 0:  # the first that is waited for is in the middle of an iteration, and ends last
+                    time.sleep(0.3)
 
         return go_on_for_ever
 
@@ -39,6 +44,6 @@ def test_a_signal_stops_all_members_before_it_is_passed_on(number: signal.Signal
     finally:
         signal.signal(signal.SIGTERM, before)
         signal.signal(signal.SIGINT, interrupt)
-    left = [thread.name for thread in threading.enumerate() if thread.name.startswith("member-")]
+    left = [thread.name for thread in threading.enumerate() if thread.name.startswith("member_")]
     board.fail(SystemExit())  # so that a test that fails ends all the same
     assert left == []
