@@ -11,6 +11,7 @@ import signal
 import sys
 import warnings
 from pathlib import Path
+from types import FrameType
 from typing import TYPE_CHECKING, Annotated, NoReturn
 
 import typer
@@ -214,19 +215,29 @@ def main(*command: str) -> None:
     warnings.simplefilter("ignore", DeprecationWarning)  # of libraries among themselves, whatever they switch on
     warnings.showwarning = lambda message, *_, **__: print(f"warning: {message}", file=sys.stderr)
     logging.basicConfig(level=logging.WARNING, format="warning: %(message)s", stream=sys.stderr)
-    # So that a job that is stopped, or a node that is taken away, ends its MLflow run like Ctrl-C does.
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(EXIT_TERMINATED))
+    terminated = False
+
+    def terminate(_number: int, frame: FrameType | None) -> None:
+        """What Ctrl-C would do now: a job that is stopped, a node that is taken away, closes its run all the same."""
+        nonlocal terminated
+        terminated = True
+        on_ctrl_c = signal.getsignal(signal.SIGINT)  # Ray Train's and Tune's, while they are at work
+        if not callable(on_ctrl_c):  # a shell that starts this in the background has it ignored
+            raise KeyboardInterrupt
+        on_ctrl_c(signal.SIGINT, frame)
+
+    signal.signal(signal.SIGTERM, terminate)
     try:
         app()
     except EatError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(EXIT_USER_ERROR)
     except SystemExit as stopped:  # typer leaves this way, and turns Ctrl-C into exit code 130
-        if stopped.code not in (EXIT_INTERRUPTED, EXIT_TERMINATED):
+        if stopped.code != EXIT_INTERRUPTED:
             raise
         if sys.argv[1:2] != ["submit"]:  # which has said what becomes of the job
             print(f"interrupted; continue with: {_again(sys.argv[1:])}", file=sys.stderr)
-        _leave(int(stopped.code))
+        _leave(EXIT_TERMINATED if terminated else EXIT_INTERRUPTED)
 
 
 def _again(words: list[str]) -> str:

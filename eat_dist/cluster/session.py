@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import logging
 import os
+import signal
+import threading
 
 import ray
 
@@ -33,6 +35,7 @@ def connect(config: ClusterConfig) -> None:
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     # Ray would otherwise blank the GPUs of its zero-GPU actors with a deprecated default, and warn about it.
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    on_sigterm = signal.getsignal(signal.SIGTERM)
     local = {"include_dashboard": False, "object_store_memory": _LOCAL_OBJECT_STORE_BYTES}
     try:
         ray.init(
@@ -50,6 +53,10 @@ def connect(config: ClusterConfig) -> None:
             else ""
         )
         raise ClusterError(f"cannot join the Ray cluster at '{address}': {reason}{hint}") from error
+    # Ray puts its own in place, below Python's too: it prints a stack of addresses and aborts the process where ending
+    # takes longer than three seconds, so that a run would not be closed (github.com/ray-project/ray/pull/64830).
+    if callable(on_sigterm) and threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, on_sigterm)
 
 
 def nodes() -> list[Node]:

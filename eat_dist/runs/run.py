@@ -126,7 +126,7 @@ class Run:
                 if config.tracking.register_as is not None and self.parent_run_id is None:
                     tracker.register(config.tracking.register_as, version_tags(flat_figures(summary), tags))
                 status = "FINISHED"
-            except (KeyboardInterrupt, SystemExit):  # SIGTERM is the latter
+            except (KeyboardInterrupt, SystemExit):  # the latter is SIGTERM, as Ray has it for callers from Python
                 status = "KILLED"
                 raise
             finally:

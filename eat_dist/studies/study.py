@@ -119,7 +119,7 @@ class _Study:
             write_results(self.folder, self.console, tracker)
             self._refuse_failed()
             status = "FINISHED"
-        except (KeyboardInterrupt, SystemExit):  # SIGTERM is the latter
+        except (KeyboardInterrupt, SystemExit):  # the latter is SIGTERM, as Ray has it for callers from Python
             status = "KILLED"
             close_abandoned(self.folder, todo, self.records)
             raise

@@ -154,7 +154,7 @@ class _Sweep:
             self._run(trials, room, tracker, seconds)
             swept = self._finish(trials, tracker, seconds())
             status = "FINISHED"
-        except KeyboardInterrupt:
+        except (KeyboardInterrupt, SystemExit):  # the latter is SIGTERM, as Ray has it for callers from Python
             status = "KILLED"
             raise
         finally:
