@@ -269,6 +269,7 @@ def test_ctrl_c_is_one_line_and_the_same_command_goes_on(
     assert told.splitlines()[-1] == "interrupted; continue with: the same command"
     statuses = [run["status"] for run in state(tmp_path)["runs"]]
     assert statuses == ["FINISHED", "INTERRUPTED", "WAITING", "WAITING"]
+    assert "| 1 of 2 |" in (tmp_path / "study" / "table.md").read_text()
 
     monkeypatch.undo()
     before = run_files(tmp_path)

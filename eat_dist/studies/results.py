@@ -1,4 +1,4 @@
-"""What a study leaves when its runs are done: tables, the page, and a view of them in MLflow and on the terminal."""
+"""What a study leaves: tables that grow with its runs; at the end the page, a view in MLflow and on the terminal."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from rich.table import Table
 from eat_dist.console import Console, print_table
 from eat_dist.report import write_report
 from eat_dist.report.studies.comparison import Comparison, compare
-from eat_dist.report.studies.reading import read_study
+from eat_dist.report.studies.reading import Study, read_study
 from eat_dist.report.studies.text import as_csv, markdown
 from eat_dist.report.studies.wording import grouped, measured_with, seeds, told
 from eat_dist.report.wording import HEADLINE, slug
@@ -18,14 +18,19 @@ from eat_dist.tracking import Tracker
 MARKDOWN, CSV, PAGE = "table.md", "table.csv", "report.html"
 
 
-def write_results(folder: Folder, console: Console, tracker: Tracker) -> None:
-    """Write ``table.md``, ``table.csv`` and ``report.html`` of what ``study.json`` says, and show the figures."""
+def write_tables(folder: Folder) -> Study:
+    """Write ``table.md`` and ``table.csv`` of what ``study.json`` says so far."""
     study = read_study(folder)
-    texts = {MARKDOWN: markdown(study), CSV: as_csv(study)}
-    for name, text in texts.items():
-        folder.write(name, text.encode())
+    folder.write(MARKDOWN, markdown(study).encode())
+    folder.write(CSV, as_csv(study).encode())
+    return study
+
+
+def write_results(folder: Folder, console: Console, tracker: Tracker) -> None:
+    """Write the tables and ``report.html`` of what ``study.json`` says, and show the figures."""
+    study = write_tables(folder)
     write_report([folder], str(folder.child(PAGE)))
-    for name in (*texts, STATE, PAGE):
+    for name in (MARKDOWN, CSV, STATE, PAGE):
         tracker.log_text(folder.read(name).decode(), name)
     for comparison in compare(study):
         for row in comparison.shown:

@@ -22,7 +22,7 @@ from eat_dist.studies.checks import Loaded, check_earlier, load_all, with_equal_
 from eat_dist.studies.plan import StudyRun, kinds, plan_runs
 from eat_dist.studies.reading import Study
 from eat_dist.studies.record import STATE, Record, earlier_records, read_state, write_state
-from eat_dist.studies.results import write_results
+from eat_dist.studies.results import write_results, write_tables
 from eat_dist.studies.task import run_task
 from eat_dist.tracking import Tracker
 
@@ -132,6 +132,8 @@ class _Study:
         if self.tracker is not None:
             self.about["mlflow_run_id"] = self.tracker.run_id
         write_state(self.folder, self.about, list(self.records.values()))
+        if any(record.status == "FINISHED" for record in self.records.values()):
+            write_tables(self.folder)
 
     def _records(self, runs: Sequence[StudyRun]) -> dict[str, Record]:
         earlier = earlier_records(self.folder)
