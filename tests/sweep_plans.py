@@ -19,6 +19,7 @@ from eat_dist.sweeps.record import Trial
 
 SPACE = """
 defense.transfer_rule: {choice: [none, hardest]}
+defense.peers: {choice: [2], when: {defense.transfer_rule: hardest}}
 defense.temperature: {log_uniform: [0.1, 10], when: {defense.transfer_rule: hardest}}
 attack.num_steps: {integer: [1, 9]}
 attack.epsilon: {uniform: [0.05, 0.3]}

@@ -202,6 +202,11 @@ DISAGREEMENTS = {
         "defense.peers must be 1; got 2",
         "defense.peers=1",
     ),
+    "hardest weighs at least two against each other": (
+        ["defense.transfer_rule=hardest"],
+        "defense.peers must be at least 2 (and ensemble.members at least 3); got 1",
+        "defense.peers=2",
+    ),
     "no more peers than others": (["defense.peers=3"], "at most members − 1 = 2; got 3", "defense.peers=2"),
     "diversity compares on transferred batches": (
         ["defense.transfer_rule=none", "defense.diversity_weight=1"],

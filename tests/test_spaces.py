@@ -154,13 +154,14 @@ def test_a_conditional_parameter_exists_with_its_condition_only() -> None:
         "defense.transfer_rule: {choice: [none, uniform, hardest]}\n"
         "defense.diversity_weight: {log_uniform: [1e-3, 1], when: {defense.transfer_rule: [uniform, hardest]}}\n"
         "defense.temperature: {uniform: [0.5, 2], when: {defense.transfer_rule: hardest}}\n"
+        "defense.peers: {choice: [2], when: {defense.transfer_rule: hardest}}\n"
     )
     drawn = [space.draw(0, number) for number in range(200)]
 
     expected = {
         "none": {"defense.transfer_rule"},
         "uniform": {"defense.transfer_rule", "defense.diversity_weight"},
-        "hardest": {"defense.transfer_rule", "defense.diversity_weight", "defense.temperature"},
+        "hardest": {"defense.transfer_rule", "defense.diversity_weight", "defense.temperature", "defense.peers"},
     }
     assert {settings["defense.transfer_rule"] for settings in drawn} == set(expected)
     for settings in drawn:

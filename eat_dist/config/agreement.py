@@ -51,6 +51,11 @@ def _of_transfer(config: RunConfig) -> Iterable[str]:
         return
     if defense.peers > members - 1:
         yield f"defense.peers must be at most members − 1 = {members - 1}; got {defense.peers}"
+    if defense.transfer_rule == "hardest" and defense.peers < 2:
+        yield (
+            f"the rule 'hardest' weighs received batches against each other, so defense.peers must be at least 2 (and "
+            f"ensemble.members at least 3); got {defense.peers}. With one batch 'uniform' is the same"
+        )
     if defense.transfer_rule == "relay":
         steps = 1 if config.attack.name == "fgsm" else config.attack.num_steps
         if steps < 2:
