@@ -14,7 +14,8 @@ class Schedule:
     """How iterations make epochs, equal in every member.
 
     Attributes:
-        iterations_per_epoch: ⌈largest split / batch size⌉: nobody's epoch leaves an image out.
+        iterations_per_epoch: ⌈largest split / batch size⌉: nobody's epoch leaves an image out (but under
+            ``adp``, whose members train on each other's batches in turn).
         epochs: Of the run.
     """
 

@@ -37,7 +37,7 @@ def numbers(*values: float) -> torch.Tensor:
 
 
 def still(images: torch.Tensor) -> torch.Tensor:
-    return torch.zeros_like(images)
+    return torch.zeros_like(torch.cat([images, images[:, :1]], dim=1))
 
 
 def image(*rows: list[float]) -> torch.Tensor:
@@ -85,7 +85,7 @@ def test_a_swirl_turns_by_less_the_farther_from_its_centre() -> None:
 def test_the_six_kinds_of_noise_by_hand() -> None:
     """A value of 0.25 under a noise of 1, −3 and 3: Gaussian, shot, salt, pepper, both, speckle."""
     images = torch.full((1, 1, 1, 3), 0.25)
-    noise = torch.tensor([1.0, -3.0, 3.0]).view(1, 1, 1, 3)
+    noise = torch.tensor([[1.0, -3.0, 3.0], [9.0, 9.0, 9.0]]).view(1, 2, 1, 3)  # the last channel is not for it
     shot = math.sqrt(0.25 / 256)
     expected = [
         [0.35, -0.05, 0.55],
@@ -113,6 +113,23 @@ def test_the_fft_group_removes_high_frequencies_and_scales_the_others() -> None:
     torch.testing.assert_close(
         fft_perturbation(waves, numbers(0.2), still(waves)), down.cos()[:, None].expand(8, 6)[None, None]
     )
+
+
+def test_the_fft_groups_factors_do_not_depend_on_the_noise_that_is_injected(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[torch.Tensor] = []
+
+    def keeps(images: torch.Tensor, drawn: torch.Tensor, noise: torch.Tensor) -> torch.Tensor:
+        seen.append(noise)
+        return images
+
+    monkeypatch.setattr(bart, "GROUPS", (keeps,))
+    monkeypatch.setattr(bart, "COLOUR_GROUPS", ())
+    make_transform(InferenceConfig(name="bart"), pool=None)(
+        torch.rand(20, 3, 16, 16, generator=generator(0)), generator(1)
+    )
+    fields = seen[0].transpose(0, 1).flatten(1)
+    assert fields.shape == (4, 20 * 16 * 16)
+    assert float((torch.corrcoef(fields) - torch.eye(4)).abs().max()) < 0.06  # 4 / √5120
 
 
 def test_a_zoom_cuts_its_share_off_each_side() -> None:

@@ -299,6 +299,7 @@ def test_alignment_by_hand() -> None:
     # (0, 1, −1) against (1, 0, −1): cosine 1/2
     assert alignment([0.9, 1.0, 0.0, -1.0], [0.9, 0.0, 1.0, -1.0]) == pytest.approx(0.25)
     assert alignment([0.9, 0.3], [0.9, 0.1]) == 0  # two classes: one wrong similarity has no direction
+    assert alignment([0.9, 0.3, 0.2], [0.9, 0.1, 0.8]) == 0  # three: two have a sign alone, which squared says nothing
 
 
 def test_alignment_is_the_mean_over_images_with_classes_of_their_own() -> None:
@@ -307,15 +308,15 @@ def test_alignment_is_the_mean_over_images_with_classes_of_their_own() -> None:
     assert float(wrong_class_alignment(own, senders, torch.tensor([0, 2]))) == pytest.approx((0.25 + 1) / 2)
 
 
-@pytest.mark.parametrize("num_classes", [2, 4])
+@pytest.mark.parametrize("num_classes", [2, 3, 4])
 def test_the_gradient_of_alignment_reaches_the_own_wrong_classes_alone(num_classes: int) -> None:
     own = torch.tensor([[0.9, 1.0, 0.0, -1.0]])[:, :num_classes].requires_grad_(True)
     senders = torch.tensor([[0.9, 0.0, 1.0, -1.0]])[:, :num_classes].requires_grad_(True)
     wrong_class_alignment(own, senders, torch.tensor([0])).backward()
     assert senders.grad is None
     assert own.grad is not None
-    if num_classes == 2:
-        assert own.grad.tolist() == [[0, 0]]
+    if num_classes < 4:
+        assert own.grad.tolist() == [[0] * num_classes]
     else:
         assert float(own.grad[0, 0]) == 0
         assert float(own.grad[0, 1:].abs().max()) > 0.1

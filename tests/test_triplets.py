@@ -70,6 +70,19 @@ def test_the_choice_is_uniform() -> None:
     assert (counts[3:] / 2000 - 1 / 7).abs().max() < 0.03
 
 
+@pytest.mark.parametrize("method", ["random", "softhard", "semihard"])
+def test_a_copy_of_the_anchor_is_its_positive_only_where_the_class_has_no_other_image(method: str) -> None:
+    """Small classes and the split `bootstrap` repeat images: class 0 holds 7 twice and 8, class 1 9 twice."""
+    labels, images = torch.tensor([0, 0, 0, 1, 1]), torch.tensor([7, 7, 8, 9, 9])
+    points = torch.nn.functional.normalize(torch.tensor([[1, 0], [1, 0], [1, 1], [0, 1], [0, 1]]).float(), dim=1)
+    drawn: list[set[int]] = [set() for _ in labels]
+    for draw in range(100):
+        chosen = mine(labels, generator("draw", draw), method=method, images=images, embeddings=points)  # type: ignore[arg-type]
+        for anchor, positive in enumerate(chosen.positives.tolist()):
+            drawn[anchor].add(positive)
+    assert drawn == [{2}, {2}, {0, 1}, {4}, {3}]
+
+
 def test_positives_and_negatives_are_drawn_independently() -> None:
     pairs = {
         (int(t.positives[0]), int(t.negatives[0]))

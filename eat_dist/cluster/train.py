@@ -17,11 +17,12 @@ import ray.train
 import torch
 import yaml
 from ray.train.collective import broadcast_from_rank_zero
-from ray.train.torch import TorchConfig, TorchTrainer, get_device
+from ray.train.torch import TorchTrainer, get_device
 
 from eat_dist.cluster.coordinator import RunAbortedError, start_coordinator
 from eat_dist.cluster.exchange import RayExchange
 from eat_dist.cluster.grid import own_group, take_place
+from eat_dist.cluster.network import OverRaysNetwork
 from eat_dist.cluster.resources import Placement
 from eat_dist.cluster.session import connect, is_launched, nodes
 from eat_dist.cluster.waiting import PatientStart, cause, one_line, place_or_wait, train_settings
@@ -83,7 +84,7 @@ def train_on_ray(
             "mlflow_run_id": mlflow_run_id,
             "until_epoch": until_epoch,
         },
-        torch_config=TorchConfig(backend=placement.backend, timeout_s=math.ceil(config.cluster.gather_timeout)),
+        torch_config=OverRaysNetwork(backend=placement.backend, timeout_s=math.ceil(config.cluster.gather_timeout)),
         scaling_config=_scaling(placement, config),
         run_config=ray.train.RunConfig(
             name=name,

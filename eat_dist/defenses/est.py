@@ -29,6 +29,7 @@ def est(learner: Learner, batch: Batch, ensemble: EnsembleStatistics) -> StepRes
         batch.labels,
         learner.generator("triplets"),
         method=learner.options["mining"],
+        images=batch.indices,
         embeddings=embeddings.detach(),
         margin=margin,
     )

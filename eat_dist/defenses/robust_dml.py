@@ -32,7 +32,7 @@ def robust_dml(learner: Learner, batch: Batch, ensemble: EnsembleStatistics) -> 
     a tuple for each anchor with the negative weighted by distance; references and attack in evaluation mode.
     """
     references = reference_embeddings(learner, batch.images)
-    tuples = mine(batch.labels, learner.generator("triplets"))
+    tuples = mine(batch.labels, learner.generator("triplets"), images=batch.indices)
     objective = _against(
         references[tuples.positives], references[tuples.negatives], role=learner.options["perturbed_role"]
     )

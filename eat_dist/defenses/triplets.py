@@ -29,7 +29,8 @@ class Triplets:
     """One triplet an image of a batch: image i is the anchor.
 
     Attributes:
-        positives: [B] int64, for each anchor the place of another image of its class.
+        positives: [B] int64, for each anchor the place of another image of its class (of a copy, where the batch has
+            no other).
         negatives: [B] int64, the place of an image of another class.
     """
 
@@ -42,6 +43,7 @@ def mine(
     generators: Generators,
     *,
     method: Mining = "random",
+    images: torch.Tensor | None = None,
     embeddings: torch.Tensor | None = None,
     margin: float = 0.2,
 ) -> Triplets:
@@ -56,13 +58,16 @@ def mine(
     - ``semihard`` (Schroff et al. 2015): every positive p, the negatives n with d(a, p) < d(a, n) < d(a, p) + γ.
 
     Where that leaves none, every positive or negative is a candidate. Deviations from that code: every image is an
-    anchor, where a batch there holds pairs and the first of each pair is one; no image is its own positive.
+    anchor, where a batch there holds pairs and the first of each pair is one; no image is its own positive, nor is a
+    copy of it, unless the batch has no other image of the class.
 
     Args:
         labels: [B] int64.
         generators: The only source of random numbers; one draw of B·B. Of a batch that several replicas share, every
             one of them gets the whole choice.
         method: How.
+        images: [B] int64, which image stands at each place: small classes and the split ``bootstrap`` repeat some.
+            Default: all are different.
         embeddings: [B, D], what distances are measured on; ``random`` needs none.
         margin: γ of ``semihard``.
 
@@ -70,7 +75,8 @@ def mine(
         DataError: An image has no other one of its class, or none of another class.
     """
     same = labels[:, None] == labels
-    positive, negative = same & ~torch.eye(len(labels), dtype=torch.bool, device=labels.device), ~same
+    elsewhere = ~torch.eye(len(labels), dtype=torch.bool, device=labels.device)
+    positive, negative = same & elsewhere, ~same
     if not bool((positive.any(dim=1) & negative.any(dim=1)).all()):
         alone = int((~positive.any(dim=1)).sum())
         raise DataError(
@@ -78,6 +84,9 @@ def mine(
             f"{len(labels)} images of {len(torch.unique(labels))} classes, {alone} alone in theirs. Set "
             f"data.sampler to class_balanced."
         )
+    if images is not None:
+        places = images.to(labels.device)
+        positive = _if_any(positive & (places[:, None] != places), positive)
     generator = generators.generator if isinstance(generators, Interleaved) else generators
     assert isinstance(generator, torch.Generator)
     # One number a pair: no image is both, so positives and negatives are drawn independently all the same.
@@ -102,8 +111,15 @@ def mine_clean(learner: Learner, batch: Batch) -> tuple[Triplets, float]:
     method, embeddings, passes = learner.options["mining"], None, 0.0
     if method != "random":
         embeddings, passes = reference_embeddings(learner, batch.images), FORWARD
-    margin, generators = learner.options["triplet_margin"], learner.generator("triplets")
-    return mine(batch.labels, generators, method=method, embeddings=embeddings, margin=margin), passes
+    triplets = mine(
+        batch.labels,
+        learner.generator("triplets"),
+        method=method,
+        images=batch.indices,
+        embeddings=embeddings,
+        margin=learner.options["triplet_margin"],
+    )
+    return triplets, passes
 
 
 def _if_any(candidates: torch.Tensor, otherwise: torch.Tensor) -> torch.Tensor:

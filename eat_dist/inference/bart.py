@@ -35,7 +35,8 @@ class Bart(ImageTransform):
         # All is drawn before anything is done, so that an image's numbers do not depend on what others go through.
         order = uniform(images.new_empty(len(images), len(available)), generators).argsort(dim=1)
         drawn = uniform(images.new_empty(len(images), len(available), _DRAWN), generators)
-        noise = normal(images, generators)
+        # One channel more than the images have: the field of fft_perturbation, which is not the injected noise.
+        noise = torch.cat([normal(images, generators), normal(images[:, :1], generators)], dim=1)
         for chosen in order[:, : self.groups].cpu().unbind(1):
             rows = [(chosen == number).nonzero().squeeze(1).to(images.device) for number in range(len(available))]
             done = [

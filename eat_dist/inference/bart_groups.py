@@ -1,6 +1,6 @@
 """The transform groups of BaRT (Raff et al. 2019, appendix), each a function of a batch.
 
-``group(images [B, C, H, W] in [0, 1], drawn [B, 8] in [0, 1), noise [B, C, H, W] standard normal)`` → images of the
+``group(images [B, C, H, W] in [0, 1], drawn [B, 8] in [0, 1), noise [B, C + 1, H, W] standard normal)`` → images of the
 same shape, which the caller clips. An image's result depends on its own row alone. Ranges are those of the published
 code, which is for photographs of 256 pixels; lengths are scaled to the image's size. Differentiable, or with the
 identity as backward pass (BPDA) where that is said.
@@ -62,7 +62,7 @@ def noise_injection(images: torch.Tensor, drawn: torch.Tensor, noise: torch.Tens
     Shot noise is the normal approximation of a Poisson count of 256 a unit, of a spread that the backward pass takes
     for a constant: its slope is infinite at 0.
     """
-    one = torch.ones_like(images)
+    one, noise = torch.ones_like(images), noise[:, :-1]
     low, high = noise < -1.96, noise > 1.96  # 2.5 % each
     return _choose(
         drawn[:, 0],
@@ -84,7 +84,7 @@ def fft_perturbation(images: torch.Tensor, drawn: torch.Tensor, noise: torch.Ten
     keep = 0.95 * drawn[:, :channels, None, None]
     rows, columns = (torch.fft.fftfreq(length, device=images.device).abs() for length in (height, width))
     kept = (rows[:, None] <= keep) & (columns <= keep)
-    factor = _between(torch.special.ndtr(noise[:, :1]), 0.98, 1.02)
+    factor = _between(torch.special.ndtr(noise[:, -1:]), 0.98, 1.02)
     perturbed: torch.Tensor = torch.fft.ifft2(torch.fft.fft2(images) * kept * factor).real
     return perturbed
 

@@ -55,8 +55,10 @@ class PairLoss(nn.Module):
     def similarities(self, embeddings: torch.Tensor) -> torch.Tensor:
         """Cosine similarities to the centroids, [B, D] → [B, C]; 0 everywhere before anything was observed.
 
-        A class that was not observed stands at the mean of the image's other similarities. So it is not the nearest,
-        and similarities centred for the diversity regulariser take no notice of it, as they would of a constant.
+        A class that was not observed stands at the mean of the image's other similarities. So it is not the nearest.
+        The diversity regulariser, which centres over the wrong classes alone, takes it for a small agreement of the
+        members, which fades as classes come to be observed: unrelated members that know 10 of 50 classes have 0.16 in
+        place of 0.11, of 25 nothing is seen.
         """
         cosines = functional.normalize(embeddings, dim=1) @ functional.normalize(self.centroids, dim=1).T
         observed = self.centroids.any(dim=1)
