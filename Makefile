@@ -1,4 +1,4 @@
-# make train | test | test-long | lint | bench | rehearse: each sets everything up by itself and needs only Python (3.11 to 3.14) and make.
+# make train | test | test-long | lint | bench | rehearse: each sets everything up by itself and needs only Python (3.11 to 3.14, not 3.14.1) and make.
 PYTHON ?= python3
 VENV   ?= .venv
 BIN    := $(VENV)/bin
@@ -49,7 +49,7 @@ rehearse: $(HERE)
 
 # The stamp is written last, so an installation that was interrupted is done again; its name says for which lock it is. A link to a folder that is gone makes way.
 $(DEPS): | requirements.lock
-	$(PYTHON) -c "import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 15) and 'Python 3.11 to 3.14 is needed')"
+	$(PYTHON) -c "import sys; v = sys.version_info[:3]; sys.exit((not (3, 11) <= v < (3, 15) or v == (3, 14, 1)) and 'Python 3.11 to 3.14 is needed, but not 3.14.1')"
 	test -d $(VENV) || rm -f $(VENV)
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip

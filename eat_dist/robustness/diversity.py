@@ -9,7 +9,7 @@ from torch.nn import functional
 def wrong_class_alignment(own: torch.Tensor, senders: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
     """D_i: mean squared cosine between two members' centred similarities to the wrong classes' proxies.
 
-    Class order is shared, so no alignment of the embedding spaces is needed. 0: wrong in orthogonal directions; 1: wrong
+    Class order is shared, so no alignment of embedding spaces is needed. 0: wrong in orthogonal directions; 1: wrong
     in the same (or the exactly opposite) direction. Ours; in the spirit of ADP's diversity of non-maximal predictions
     (Pang et al. 2019, equation 4), on proxy similarities and pairwise.
 
