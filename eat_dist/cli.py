@@ -231,7 +231,7 @@ def main(*command: str) -> None:
         app()
     except EatError as error:
         print(f"error: {error}", file=sys.stderr)
-        sys.exit(EXIT_USER_ERROR)
+        _leave(EXIT_USER_ERROR)
     except SystemExit as stopped:  # typer leaves this way, and turns Ctrl-C into exit code 130
         if stopped.code != EXIT_INTERRUPTED:
             raise
@@ -250,7 +250,7 @@ def _again(words: list[str]) -> str:
 def _leave(code: int) -> NoReturn:
     """End the process without Python's own finalisation.
 
-    Threads of torch and pyarrow that an interrupt caught at work would abort the process there (signal 6). What must
+    Threads of torch and pyarrow that are still at work would abort the process there (signal 6). What must
     happen at exit, such as stopping a local Ray cluster, is done first.
     """
     atexit._run_exitfuncs()

@@ -48,6 +48,12 @@ def cache_of_its_own(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]
         yield
 
 
+@pytest.fixture(autouse=True)
+def tests_outlive_a_command(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One that fails leaves its process without Python's finalisation; of a test that is the tests' own."""
+    monkeypatch.setattr("eat_dist.cli._leave", sys.exit)
+
+
 @pytest.fixture
 def run(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path

@@ -14,7 +14,7 @@ from eat_dist.robustness.statistics import EnsembleStatistics, MemberStatistics,
 from eat_dist.runs import comparison as comparing
 from eat_dist.runs.comparison import Comparison, Row, compare
 from eat_dist.runs.comparison_table import print_comparison
-from eat_dist.runs.summary import flat_figures, measurement
+from eat_dist.runs.summary import flat_figures
 from eat_dist.runs.tracked import EpochMeans
 from eat_dist.schedule import Schedule
 
@@ -141,31 +141,6 @@ def test_of_each_attack_the_lowest_over_its_objectives_is_sent() -> None:
     }
     assert flat["member_0/attacked/pgd20/r_at_1"] == 0.3
     assert flat["attacked/pgd20/proxy/from_members/nmi"] == 0.6
-
-
-def test_what_was_measured_with_is_empty_where_nothing_was() -> None:
-    assert measurement({"name": "a"}) == {}
-
-
-def test_networks_of_different_size_are_measured_alike_and_other_k_means_are_not() -> None:
-    """An ensemble is attacked through its members, too, which a single network has not."""
-    about = {"protocol": "full", "norm": "linf", "num_steps": 100, "images": 9, "classes": 3, "epsilon": 0.1}
-    attacked = {"apgd100x5/proxy": {}, "apgd100x5/proxy@members": {}, "apgd100x5/proxy@member_0": {}}
-    three = measurement({"evaluation": about | {"kmeans_seeds": 5}, "attacked": attacked})
-    one = measurement({"evaluation": about | {"kmeans_seeds": 5}, "attacked": {"apgd100x5/proxy": {}}})
-    other = measurement({"evaluation": about | {"kmeans_seeds": 7}, "attacked": {"apgd100x5/proxy": {}}})
-    assert three == one
-    assert {name for name in one if one[name] != other[name]} == {"kmeans_seeds"}
-
-
-def test_runs_whose_worst_is_of_other_attacks_are_measured_unlike() -> None:
-    """Curves below ε, a transferred attack and the size of the sample count in ``worst``, and in no other entry."""
-    about = {"protocol": "quick", "norm": "linf", "num_steps": 20, "images": 9, "classes": 3, "epsilon": 0.1}
-    about |= {"epsilons": [], "sample": None, "transfer_from": False}
-    one = measurement({"evaluation": about, "attacked": {}})
-    for name, value in (("epsilons", [0.05]), ("sample", 500), ("transfer_from", True)):
-        other = measurement({"evaluation": about | {name: value}, "attacked": {}})
-        assert {key for key in one if one[key] != other[key]} == {name}
 
 
 def test_epoch_means_are_over_members_and_iterations_of_their_epoch_alone() -> None:

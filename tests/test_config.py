@@ -25,6 +25,8 @@ from eat_dist.errors import ConfigError
 from eat_dist.losses import LOSSES
 from eat_dist.models import BACKBONES
 from eat_dist.robustness.transfer import TRANSFER_RULES
+from eat_dist.spaces import load_space
+from eat_dist.studies.reading import load_study
 
 CONFIGS = sorted((Path(__file__).resolve().parents[1] / "configs").glob("*.yaml"))
 
@@ -291,6 +293,16 @@ def test_a_file_that_is_not_yaml_is_named(tmp_path: Path, content: str) -> None:
     path.write_text(content)
     with pytest.raises(ConfigError, match=r"run\.yaml' is not YAML: .+"):
         load_config(path)
+
+
+@pytest.mark.parametrize("load", [load_config, load_study, load_space])
+def test_a_key_that_is_given_twice_is_an_error_and_not_the_last_of_both(tmp_path: Path, load: Any) -> None:
+    path = tmp_path / "twice.yaml"
+    path.write_text("train: {epochs: 7}\nseed: 1\ntrain: {precision: bf16}\n", encoding="utf-8")
+    with pytest.raises(ConfigError, match=r"is not YAML: 'train' is given twice.*line 3"):
+        load(path)
+    with pytest.raises(ConfigError, match="'epochs' is given twice"):
+        load_config(None, ["train={epochs: 1, epochs: 2}"])
 
 
 def test_bytes_that_are_no_text_are_not_yaml(tmp_path: Path) -> None:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import mlflow
 import numpy as np
@@ -163,6 +165,92 @@ def test_a_run_is_evaluated_by_its_own_config_into_its_own_folder(run: Run, tmp_
         assert code == 2
         assert_one_line(error)
         assert "a run has its own config and folder; leave out --config and --output" in error
+
+
+SMALL = ["model.widths=[4,8]", "model.embedding_dim=8", "ensemble.members=1", "attack.num_steps=1", "train.epochs=1"]
+SMALL += ["data.batch_size=8", "data.images_per_class=4", UNTRACKED]
+
+
+def test_figures_of_weights_that_were_replaced_meanwhile_are_not_written(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from eat_dist.runs import again
+
+    assert run("train", *settings(*SMALL), "--run-dir", "out")[0] == 0
+    measure = again.evaluate_subject
+
+    def and_meanwhile(*arguments: Any, **options: Any) -> dict[str, Any]:
+        results = measure(*arguments, **options)
+        summary = json.loads((tmp_path / "out/summary.json").read_text(encoding="utf-8"))
+        code, _, error = run("train", *settings(*SMALL), "--run-dir", "out", "--overwrite")
+        assert code == 2
+        assert "'out' is being worked on by process" in error
+        (tmp_path / "out/summary.json").write_text(json.dumps(summary | {"weights_sha256": "other"}), encoding="utf-8")
+        return results
+
+    monkeypatch.setattr(again, "evaluate_subject", and_meanwhile)
+    code, _, error = run("evaluate", "out", "--set", "evaluation.num_steps=3")
+    assert code == 2
+    assert_one_line(error)
+    assert "'out' was trained anew while it was measured" in error
+    after = json.loads((tmp_path / "out/summary.json").read_text(encoding="utf-8"))
+    assert (after["weights_sha256"], after["evaluation"]["num_steps"]) == ("other", 2)
+    assert not (tmp_path / "out/lease.json").exists()
+
+
+def test_a_copy_of_a_run_is_compared_as_a_run_of_its_own(run: Run, tmp_path: Path) -> None:
+    """Although it has the original's MLflow id."""
+    assert run("train", *settings(*SMALL, "evaluation.protocol=none"), "--run-dir", "out")[0] == 0
+    summary = json.loads((tmp_path / "out/summary.json").read_text(encoding="utf-8"))
+    (tmp_path / "out/summary.json").write_text(json.dumps(summary | {"mlflow_run_id": "0" * 32}), encoding="utf-8")
+    shutil.copytree(tmp_path / "out", tmp_path / "copy")
+    code, out, error = run("compare", "out", "copy")
+    assert code == 0, error
+    assert {line.split()[0] for line in out.splitlines() if line.split()[:1] in (["out"], ["copy"])} == {
+        "out",
+        "copy",
+    }, out
+
+
+@pytest.mark.parametrize(
+    ("damaged", "expected"),
+    [
+        ("{", "is not valid JSON"),
+        ("[]", "is not the summary of a run: expected schema 1; got list"),
+        ("{}", "is not the summary of a run: expected schema 1; got None"),
+        ('{"schema": 1, "name": "a"}', "is not the summary of a run: without seed, weights_sha256"),
+    ],
+)
+def test_a_damaged_summary_is_one_line_before_the_first_attack(
+    run: Run, tmp_path: Path, damaged: str, expected: str
+) -> None:
+    assert run("train", *settings(*SMALL, "evaluation.protocol=none"), "--run-dir", "out")[0] == 0
+    (tmp_path / "out/summary.json").write_text(damaged, encoding="utf-8")
+    again = ("train", *settings(*SMALL, "evaluation.protocol=none"), "--run-dir", "out", "--resume-or-start")
+    for command in (("evaluate", "out"), ("compare", "out"), again):
+        code, _, error = run(*command)
+        assert code == 2, error
+        assert_one_line(error)
+        assert expected in error
+    assert not (tmp_path / "out/evaluation").exists()
+
+
+def test_a_run_is_not_measured_on_classes_that_it_was_trained_on(run: Run, tmp_path: Path) -> None:
+    none = "evaluation.protocol=none"
+    assert run("train", *settings(*SMALL, none, "data.validation_share=0.5"), "--run-dir", "held")[0] == 0
+    for changes in (
+        ["data.validation_seed=1"],
+        ["data.class_seed=1"],
+        ["data.train_share=0.3", "data.validation_share=0"],
+    ):
+        code, _, error = run("evaluate", "held", *[part for change in changes for part in ("--set", change)])
+        assert code == 2
+        assert_one_line(error)
+        assert "the run was trained on some of the classes that this would measure: data." in error
+    photographs(tmp_path / "others")
+    for fine in ("data.validation_share=0", "data.root=others"):
+        code, _, error = run("evaluate", "held", "--set", fine)
+        assert code == 0, error
 
 
 @pytest.mark.parametrize(("option", "measured"), [((), "standard"), (("--protocol", "quick"), "quick")])

@@ -27,6 +27,7 @@ from eat_dist.config.sections import (
     TrainConfig,
     effective_step_size,
 )
+from eat_dist.config.yaml_files import parse_yaml, read_yaml
 
 __all__ = [
     "AttackConfig",
@@ -51,5 +52,7 @@ __all__ = [
     "load_config",
     "override",
     "parse_config",
+    "parse_yaml",
     "read_assignment",
+    "read_yaml",
 ]

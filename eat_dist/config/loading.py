@@ -12,6 +12,7 @@ import yaml
 from pydantic import BaseModel, ValidationError
 
 from eat_dist.config.sections import RunConfig
+from eat_dist.config.yaml_files import parse_yaml, read_yaml
 from eat_dist.errors import ConfigError
 
 
@@ -46,12 +47,7 @@ def load_config(path: str | Path | None, overrides: Sequence[str] = ()) -> RunCo
     source = "config" if path is None else str(path)
     values: Any = {}
     if path is not None:
-        try:
-            values = yaml.safe_load(Path(path).read_text(encoding="utf-8")) or {}
-        except OSError as error:
-            raise ConfigError(f"cannot read the config '{path}': {error.strerror or error}") from error
-        except (yaml.YAMLError, UnicodeDecodeError) as error:
-            raise ConfigError(f"'{path}' is not YAML: {_one_line(error)}") from error
+        values = read_yaml(path, "config")[1] or {}
     if isinstance(values, dict):
         for override in overrides:
             _apply(values, override)
@@ -80,10 +76,7 @@ def read_assignment(assignment: str) -> tuple[str, Any]:
     path, equals, text = assignment.partition("=")
     if not equals or not path.strip():
         raise ConfigError(f"--set takes section.key=value, e.g. attack.epsilon=8/255; got '{assignment}'")
-    try:
-        return path.strip(), yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise ConfigError(f"--set {assignment}: the value is not YAML: {_one_line(error)}") from error
+    return path.strip(), parse_yaml(text, f"--set {assignment}: the value")
 
 
 def configured(base: RunConfig, settings: Mapping[str, Any], *, source: str = "config") -> RunConfig:

@@ -51,6 +51,7 @@ def results_of(
         "kmeans_seeds": sizes.kmeans_seeds,
         "images": len(test),
         "classes": test.num_classes,
+        "images_sha256": test.digest(),
         "retrieval": retrieval.kind,
         "queries": len(retrieval.queries),
         "gallery": len(retrieval.gallery),

@@ -7,6 +7,7 @@ import statistics
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+from eat_dist.evaluation.measured import unlike
 from eat_dist.report.reading import Run, settings
 from eat_dist.report.schema import Evaluation, Figures
 
@@ -77,15 +78,7 @@ def runs_of(groups: Sequence[Group]) -> list[Run]:
 
 def disagreements(runs: Sequence[Run]) -> list[str]:
     """In which of the settings of measurement the runs differ, so that their figures may not be compared."""
-    aspects: dict[str, Callable[[Evaluation], object]] = {
-        "dataset": lambda evaluation: evaluation.dataset,
-        "test images": lambda evaluation: evaluation.images,
-        "norm": lambda evaluation: evaluation.norm,
-        "ε": lambda evaluation: evaluation.epsilon,
-        "protocol": lambda evaluation: evaluation.protocol,
-        "attacks": lambda evaluation: sorted(key.partition("@")[0] for key in evaluation.ensemble.attacked),
-    }
-    return [name for name, aspect in aspects.items() if len({str(aspect(run.evaluation)) for run in runs}) > 1]
+    return unlike([run.measured for run in runs])
 
 
 def clean(name: str) -> Callable[[Evaluation], Value]:
@@ -115,8 +108,7 @@ def _all_but_seed(run: Run) -> str:
     if evaluation.target.kind != "run":
         return json.dumps(["single", run.label])
     config = {key: value for key, value in settings(run).items() if key not in ("name", "seed")}
-    measured = [evaluation.protocol, evaluation.norm, evaluation.epsilon, evaluation.images, evaluation.kmeans_seeds]
-    return json.dumps(["run", config, evaluation.dataset, evaluation.defense, measured], sort_keys=True, default=str)
+    return json.dumps(["run", config, evaluation.defense, run.measured], sort_keys=True, default=str)
 
 
 def _label(runs: list[Run]) -> str:

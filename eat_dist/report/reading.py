@@ -16,6 +16,7 @@ from pydantic import ValidationError
 from safetensors import SafetensorError
 
 from eat_dist.errors import ConfigError, StorageError
+from eat_dist.evaluation.measured import evaluation_of, measurement
 from eat_dist.history import read_history
 from eat_dist.report.schema import SCHEMA, Evaluation
 from eat_dist.storage import Folder
@@ -66,6 +67,16 @@ class Run:
     config: str
     history: pa.Table
     showcase: Showcase | None
+
+    @property
+    def measured(self) -> dict[str, str]:
+        """What its figures were measured with (:func:`eat_dist.evaluation.measured.measurement`), and the dataset."""
+        about = {
+            name: value for name, value in evaluation_of(self.evaluation.model_dump()).items() if value is not None
+        }
+        seed = settings(self).get("seed") if self.evaluation.target.kind == "run" else None
+        settled = measurement(about, self.evaluation.ensemble.attacked, seed=seed)
+        return {"dataset": self.evaluation.dataset, **settled}
 
 
 def read_runs(folders: Sequence[Folder]) -> list[Run]:

@@ -156,9 +156,13 @@ class Evaluation(_Part):
     protocol: str
     norm: str
     epsilon: float
+    num_steps: int | None = None
+    epsilons: list[float] = []
+    sample: int | None = None
     seed: int = 0
     kmeans_seeds: int | None = None
     images: int | None = None
+    images_sha256: str | None = None
     classes: int | None = None
     retrieval: str | None = None
     queries: int | None = None

@@ -14,10 +14,11 @@ from eat_dist.console import Console
 from eat_dist.errors import ConfigError, StorageError
 from eat_dist.inference.table import NONE
 from eat_dist.provenance import git_state
-from eat_dist.runs.checks import check_names, with_absolute_paths, with_data_prepared
+from eat_dist.runs.checks import check_names, check_unseen, with_absolute_paths, with_data_prepared
 from eat_dist.runs.evaluation import Subject, evaluate_subject, evaluation_folder
+from eat_dist.runs.lease import check_not_held, holding
 from eat_dist.runs.saved import config_of
-from eat_dist.runs.summary import summary_with
+from eat_dist.runs.summary import summary_of, summary_with
 from eat_dist.runs.target import names_run, names_weights
 from eat_dist.runs.tracked import dataset_record, log_figures
 from eat_dist.storage import Folder
@@ -89,30 +90,41 @@ def evaluate_target(
     if config.evaluation.protocol == "none":
         raise ConfigError("evaluation.protocol=none measures nothing; give --protocol quick, standard or full")
     check_names(config)
-    if run is not None and not run.exists("summary.json"):
-        raise StorageError(f"'{run}' is not a finished run (no summary.json); resume it first: --resume {run.argument}")
-    if run is not None:
-        run.create()  # a folder that can be read only is found out before the first attack, not after
+    before = {"name": ""} if run is None else _summary_before(run, config)
     behind = config.inference.name
     own = run is None or config_of(run).inference == config.inference
     folder = _folder_of(target, output, behind) if run is None else run if own else run.child(f"inference/{behind}")
     placed = with_data_prepared(with_absolute_paths(config), console)
     subject = Subject(target, placed, normalise=normalise, other=other)
-    results = evaluate_subject(
-        subject, evaluation_folder(folder, config), workers=workers, command=command, console=console
-    )
-    if folder != run:  # only now: of what cannot be evaluated at all, nothing is left behind
-        folder.write("config.yaml", dump_config(config).encode())
-    before = run.read_json("summary.json") if run is not None else {"name": Path(folder.path).name}
-    parent = None if own else before["mlflow_run_id"]
-    if not own:
-        earlier = folder.read_json("summary.json") if folder.exists("summary.json") else {"mlflow_run_id": None}
-        before |= {"name": f"{before['name']}-{behind}", "mlflow_run_id": earlier["mlflow_run_id"]}
-    summary = summary_with(before, config, results)
-    uri, run_id = _track(subject, folder, summary, results, parent=parent)
-    if run is not None:
-        folder.write_json("summary.json", summary if own else summary | {"mlflow_run_id": run_id})
+    check_not_held(folder)
+    with holding(folder):
+        results = evaluate_subject(
+            subject, evaluation_folder(folder, config), workers=workers, command=command, console=console
+        )
+        if run is not None and summary_of(run)["weights_sha256"] != before["weights_sha256"]:
+            raise StorageError(f"'{run}' was trained anew while it was measured; evaluate it again")
+        if folder != run:  # only now: of what cannot be evaluated at all, nothing is left behind
+            folder.write("config.yaml", dump_config(config).encode())
+        parent = None if own else before["mlflow_run_id"]
+        if run is None:
+            before["name"] = Path(folder.path).name
+        elif not own:
+            earlier = summary_of(folder)["mlflow_run_id"] if folder.exists("summary.json") else None
+            before |= {"name": f"{before['name']}-{behind}", "mlflow_run_id": earlier}
+        summary = summary_with(before, config, results)
+        uri, run_id = _track(subject, folder, summary, results, parent=parent)
+        if run is not None:
+            folder.write_json("summary.json", summary if own else summary | {"mlflow_run_id": run_id})
     return Evaluated(folder, results, config, uri, run_id)
+
+
+def _summary_before(run: Folder, config: RunConfig) -> dict[str, Any]:
+    """The run's summary; what would keep figures from being written or right is found out before the first attack."""
+    if not run.exists("summary.json"):
+        raise StorageError(f"'{run}' is not a finished run (no summary.json); resume it first: --resume {run.argument}")
+    check_unseen(config_of(run).data, config.data)
+    run.create()
+    return summary_of(run)
 
 
 def _track(

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from eat_dist.attacks import ATTACKS, training_attack
-from eat_dist.config import RunConfig
+from eat_dist.config import DataConfig, RunConfig
 from eat_dist.console import Console
 from eat_dist.data.datasets import DATASETS
 from eat_dist.data.images import ZeroShotData
@@ -57,6 +57,29 @@ def check_names(config: RunConfig) -> None:
             )
     if faults:
         raise ConfigError("; ".join(faults))
+
+
+def check_unseen(trained: DataConfig, measured: DataConfig) -> None:
+    """Check that a run is not measured on classes that it was trained on, by settings that choose them.
+
+    Other data altogether, and the test classes of a run that was measured on held-out ones, are fine.
+
+    Raises:
+        ConfigError: The settings in question.
+    """
+    choosing = []
+    if measured.dataset == trained.dataset:
+        if measured.validation_share > 0:
+            choosing += ["validation_share", "validation_seed"]
+        if measured.dataset == "folder" and (measured.root, measured.test_root) == (trained.root, trained.test_root):
+            choosing += ["train_share", "class_seed"]
+    differ = [
+        f"data.{name} is {getattr(trained, name)} there and {getattr(measured, name)} here"
+        for name in choosing
+        if getattr(measured, name) != getattr(trained, name)
+    ]
+    if differ:
+        raise ConfigError(f"the run was trained on some of the classes that this would measure: {'; '.join(differ)}")
 
 
 def check_free(folder: Folder, *, overwrite: bool) -> None:

@@ -10,9 +10,10 @@ from functools import cached_property
 from pathlib import Path
 
 from eat_dist.errors import ConfigError, StorageError
+from eat_dist.evaluation.measured import unlike
 from eat_dist.report.reading import read_runs
 from eat_dist.runs.saved import config_of
-from eat_dist.runs.summary import flat_figures, measurement
+from eat_dist.runs.summary import flat_figures, measured_with, summary_of
 from eat_dist.runs.target import names_run
 from eat_dist.runs.tracked import MEASURED
 from eat_dist.storage import Folder
@@ -28,7 +29,6 @@ FIXED = ("data.dataset", "defense.name", "defense.transfer_rule", "ensemble.memb
 _PLACES = ("name", "data.root", "data.test_root", "data.shards", "data.cache", "data.workers", "evaluation.batch_size")
 _PLACES_BELOW = ("tracking.", "cluster.", "checkpoint.")
 _LOWER_IS_BETTER = ("_loss", "_rate", "displacement", "_norm", "vulnerability", "perturbation", "_std", "_mib")
-_MEASURED = {"num_steps": "steps", "epsilon": "ε"}  # in the words of the table
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,7 @@ class Row:
     """A run in the table.
 
     Attributes:
-        key: MLflow's id, or the folder of a run that was named by its folder.
+        key: MLflow's id, or the folder of a run that was named by its folder (a copy of a run has its id, too).
         name: Of the run.
         status: MLflow's word, with the age of the last news of a run under way.
         parent: The key of the run that it is a trial of.
@@ -44,7 +44,7 @@ class Row:
         folder: Path or URL of the run folder; None where it is not known.
         params: Flat, as text.
         metrics: The final figures among them.
-        measured: What those were measured with, as :func:`eat_dist.runs.summary.measurement` has it.
+        measured: What those were measured with, as :func:`eat_dist.evaluation.measured.measurement` has it.
     """
 
     key: str
@@ -95,13 +95,11 @@ class Comparison:
     def measured_unlike(self) -> list[str]:
         """In which settings of measurement the runs with figures differ: then there is no best among them."""
         measured = [
-            {"dataset": row.params.get("data.dataset"), **row.measured}
+            {"dataset": row.params.get("data.dataset", ""), **row.measured}
             for _, row in self.rows
             if any(name in row.metrics for name in self.figures)
         ]
-        aspects = dict.fromkeys(name for settings in measured for name in settings)
-        unlike = [name for name in aspects if len({settings[name] for settings in measured if name in settings}) > 1]
-        return [_MEASURED.get(name, name) for name in unlike]
+        return unlike(measured)
 
     def best(self, metric: str) -> float | None:
         """The best value of a metric; None where the runs were not measured alike, or only one has it."""
@@ -131,6 +129,8 @@ def compare(references: Sequence[str], *, sort: str | None, last: int | None, tr
     rows = {row.key: row for row in map(_row_of_folder, folders)}
     if others:
         tracked = find_runs(others, tracking_uri=tracking_uri, last=last)
+        known = {run.tags.get("run_folder") for run in tracked}
+        rows = {key: row for key, row in rows.items() if row.folder not in known}  # one row a run, named twice or not
         rows |= {run.run_id: _row_of_run(run) for run in tracked}
     if not rows:
         raise StorageError(f"no run was found: {', '.join(references)} is empty")
@@ -167,11 +167,11 @@ def _is_run_folder(reference: str) -> bool:
 def _row_of_folder(reference: str) -> Row:
     folder = Folder.at(reference)
     done = folder.exists("summary.json")
-    summary = folder.read_json("summary.json") if done else {}
+    summary = summary_of(folder) if done else {}
     config = config_of(folder).model_dump(mode="json")
     stamp = folder.stamp("config.yaml").mtime_ns
     return Row(
-        key=summary.get("mlflow_run_id") or str(folder),
+        key=str(folder),
         name=Path(folder.path).name,
         status="FINISHED" if done else "no summary yet",
         parent=None,
@@ -179,7 +179,7 @@ def _row_of_folder(reference: str) -> Row:
         folder=str(folder),
         params={name: str(value) for name, value in flattened(config)},
         metrics=flat_figures(summary),
-        measured=measurement(summary),
+        measured=measured_with(summary),
     )
 
 

@@ -11,7 +11,7 @@ from eat_dist.config import RunConfig, override
 from eat_dist.errors import ConfigError, StorageError
 from eat_dist.models.ensemble import load_spec
 from eat_dist.runs.saved import config_of
-from eat_dist.runs.summary import flat_figures
+from eat_dist.runs.summary import flat_figures, summary_of
 from eat_dist.runs.target import names_run
 from eat_dist.runs.tracked import log_figures, version_tags
 from eat_dist.storage import Folder
@@ -58,7 +58,7 @@ def _register_folder(folder: Folder, name: str, tracking_uri: str | None) -> str
     config = config.model_copy(
         update={"tracking": config.tracking.model_copy(update={"uri": tracking_uri or config.tracking.uri})}
     )
-    summary, tags = folder.read_json("summary.json"), folder.read_json("run.json").get("tags", {})
+    summary, tags = summary_of(folder), folder.read_json("run.json").get("tags", {})
     known = summary.get("mlflow_run_id")
     registered = None
     if known is not None:

@@ -13,6 +13,7 @@ from eat_dist.runs.lease import check_not_held, holding
 from eat_dist.runs.run import Finished
 from eat_dist.runs.saved import config_of
 from eat_dist.runs.starting import resume_in, start_in
+from eat_dist.runs.summary import summary_of
 from eat_dist.storage import Folder
 
 
@@ -70,7 +71,7 @@ def _finished(folder: Folder, saved: RunConfig, config: RunConfig, console: Cons
     console.say(f"'{folder}' is finished; nothing is left to do.")
     if saved.measured != config.measured:
         console.warn(f"its evaluation had other settings; measure anew with: eat-dist evaluate {folder}")
-    summary = folder.read_json("summary.json")
+    summary = summary_of(folder)
     return Finished(folder, summary, None, summary["mlflow_run_id"])
 
 

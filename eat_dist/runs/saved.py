@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import yaml
-
-from eat_dist.config import RunConfig, parse_config
-from eat_dist.errors import ConfigError, StorageError
+from eat_dist.config import RunConfig, parse_config, parse_yaml
+from eat_dist.errors import StorageError
 from eat_dist.storage import Folder
 
 
@@ -17,8 +15,5 @@ def config_of(folder: Folder) -> RunConfig:
     """
     if not folder.exists("config.yaml"):
         raise StorageError(f"'{folder}' is not a run folder: it has no config.yaml")
-    try:
-        values = yaml.safe_load(folder.read("config.yaml"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ConfigError(f"'{folder.child('config.yaml')}' is not YAML: {' '.join(str(error).split())}") from error
-    return parse_config(values, source=f"{folder.child('config.yaml')}")
+    file = folder.child("config.yaml")
+    return parse_config(parse_yaml(folder.read("config.yaml"), f"'{file}'"), source=str(file))

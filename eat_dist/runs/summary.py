@@ -7,6 +7,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from eat_dist.config import RunConfig
+from eat_dist.errors import StorageError
+from eat_dist.evaluation.measured import evaluation_of, measurement
 from eat_dist.history import last_fooled_rate, read_history, waiting_shares
 from eat_dist.member import MemberResult
 from eat_dist.robustness.statistics import EnsembleStatistics
@@ -15,6 +17,7 @@ from eat_dist.storage import Folder
 SUMMARY_SCHEMA = 1
 FIGURES = ("clean/r_at_1", "clean/nmi", "worst/r_at_1", "worst/nmi")
 """What runs are compared by, under the names of ``summary.json``; ``worst``: the worst of all attacks."""
+_NEEDED = ("name", "seed", "weights_sha256", "passes", "members_trained", "mlflow_run_id")
 
 
 def summary_of_training(
@@ -56,31 +59,31 @@ def summary_of_training(
     }
 
 
+def summary_of(folder: Folder) -> dict[str, Any]:
+    """``summary.json`` of a finished run.
+
+    Raises:
+        StorageError: It is not there, or not what this eat_dist writes.
+    """
+    content = folder.read_json("summary.json")
+    version = content.get("schema") if isinstance(content, dict) else type(content).__name__
+    lacking = [] if version != SUMMARY_SCHEMA else [name for name in _NEEDED if name not in content]
+    if version != SUMMARY_SCHEMA or lacking:
+        what = f"without {', '.join(lacking)}" if lacking else f"expected schema {SUMMARY_SCHEMA}; got {version}"
+        raise StorageError(f"'{folder.child('summary.json')}' is not the summary of a run: {what}")
+    return dict(content)
+
+
 def summary_with(summary: dict[str, Any], config: RunConfig, results: dict[str, Any]) -> dict[str, Any]:
     """The summary with the evaluation's figures under their stable names (docs/run_folder.md)."""
     measured = {"inference": results["inference"], **results["ensemble"], "members": results["members"]}
     return summary | {"evaluation": evaluation_of(results), **measured}
 
 
-def evaluation_of(results: Mapping[str, Any]) -> dict[str, Any]:
-    """What a summary says of how its figures were measured, and whether to believe them."""
-    measured_with = ("protocol", "norm", "epsilon", "num_steps", "kmeans_seeds", "images", "classes", "sample")
-    about = {name: results[name] for name in (*measured_with, "retrieval", "queries", "gallery")}
-    # What else counts in ``worst``: attacks at smaller radii, and those crafted on another model.
-    about["epsilons"] = [epsilon for epsilon in results["epsilons"] if 0 < epsilon <= results["epsilon"]]
-    about["transfer_from"] = results["transfer"] is not None and "other" in results["transfer"]["sources"]
-    return about | {"failed_checks": failed_checks(results)}
-
-
 def withstands_nothing(summary: Mapping[str, Any]) -> bool:
     """Whether the training attack misplaced images in the last epoch (nearly) as often as chance would."""
     fooled, chance = summary.get("fooled_rate"), summary.get("fooled_by_chance")
     return fooled is not None and chance is not None and fooled >= 0.95 * chance
-
-
-def failed_checks(results: Mapping[str, Any]) -> list[str] | None:
-    """Names of the sanity checks that failed; None where the protocol has none."""
-    return [check["name"] for check in results["sanity"] if not check["passed"]] if results["sanity"] else None
 
 
 def step_metrics(ensemble: EnsembleStatistics) -> dict[str, float]:
@@ -122,22 +125,10 @@ def figures_of(ensemble: Mapping[str, Any]) -> dict[str, float]:
     return {name: float(ensemble[part][figure]) for name in FIGURES for part, figure in [name.split("/")]}
 
 
-def measurement(summary: dict[str, Any]) -> dict[str, str]:
-    """What the figures of a summary were measured with, as text; empty where nothing was measured.
-
-    Returns:
-        ``protocol``, ``norm``, ``epsilon``, ``num_steps``, ``images``, ``classes``; where they are on record
-        ``kmeans_seeds``, ``epsilons`` (of the curves, up to ε), ``sample`` and ``transfer_from``; and ``attacks`` (on
-        the ensemble; through which of its members is not said, since a single network has none).
-    """
+def measured_with(summary: Mapping[str, Any]) -> dict[str, str]:
+    """What the figures of a summary were measured with (:func:`measurement`); empty where nothing was measured."""
     about = summary.get("evaluation")
-    if about is None:
-        return {}
-    found = {name: about[name] for name in ("protocol", "norm", "num_steps", "images", "classes")}
-    found |= {name: about[name] for name in ("kmeans_seeds", "epsilons", "sample", "transfer_from") if name in about}
-    attacks = sorted({key.partition("@")[0] for key in summary["attacked"]})
-    found |= {"epsilon": f"{about['epsilon']:.6g}", "attacks": ", ".join(attacks)}
-    return {name: str(value) for name, value in found.items()}
+    return {} if about is None else measurement(about, summary["attacked"], seed=summary.get("seed"))
 
 
 def _worst_of_each_attack(attacked: dict[str, dict[str, float | None]]) -> dict[str, dict[str, float]]:
@@ -145,7 +136,8 @@ def _worst_of_each_attack(attacked: dict[str, dict[str, float | None]]) -> dict[
     lowest: dict[str, dict[str, float]] = {}
     for key, figures in attacked.items():
         worst = lowest.setdefault(key.partition("/")[0], {})
-        for name, value in figures.items():
+        for key_of, value in figures.items():
+            name = key_of.removesuffix("_spared")  # of few classes clustering counts with one image in C spared, too
             if value is not None and (name in ("map_at_r", "nmi", "ami", "f1") or re.fullmatch(r"r_at_\d+", name)):
                 worst[name] = min(value, worst.get(name, value))
     return lowest

@@ -9,13 +9,13 @@ from eat_dist import __version__
 from eat_dist.config import ClusterConfig, DataConfig, RunConfig
 from eat_dist.data.images import ImageSet
 from eat_dist.robustness.statistics import EnsembleStatistics
-from eat_dist.runs.summary import flat_figures, measurement, step_metrics
+from eat_dist.runs.summary import flat_figures, measured_with, step_metrics
 from eat_dist.schedule import Schedule
 from eat_dist.storage import Folder
 from eat_dist.tracking import DatasetRecord, Tracker
 
 MEASURED = "evaluation."
-"""What the tags of :func:`eat_dist.runs.summary.measurement` begin with."""
+"""What the tags of :func:`eat_dist.evaluation.measured.measurement` begin with."""
 
 _QUOTED = ("r_at_1", "map_at_r", "nmi", "f1")  # figures that a registered version carries
 
@@ -52,7 +52,7 @@ def dataset_record(config: DataConfig, images: ImageSet, sha256: str, *, testing
 def log_figures(tracker: Tracker, summary: dict[str, Any]) -> None:
     """Send a summary's figures, and as tags what they were measured with: params cannot change, an evaluation may."""
     tracker.log_metrics(flat_figures(summary), step=int(summary.get("iterations", 0)))
-    if measured := measurement(summary):
+    if measured := measured_with(summary):
         tracker.log_tags({f"{MEASURED}{name}": value for name, value in measured.items()})
 
 

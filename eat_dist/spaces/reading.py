@@ -8,10 +8,9 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-import yaml
 from pydantic import BaseModel, TypeAdapter, ValidationError
 
-from eat_dist.config import RunConfig
+from eat_dist.config import RunConfig, read_yaml
 from eat_dist.config.base import Number
 from eat_dist.errors import ConfigError
 from eat_dist.spaces.space import Choice, Domain, Integer, Parameter, Space, Uniform
@@ -50,13 +49,7 @@ def load_space(path: str | Path) -> Space:
     Raises:
         ConfigError: It is missing, no YAML, or not a space; every fault in one message.
     """
-    try:
-        values = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
-    except OSError as error:
-        raise ConfigError(f"cannot read the space '{path}': {error.strerror or error}") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ConfigError(f"'{path}' is not YAML: {' '.join(str(error).split())}") from error
-    return parse_space(values, name=Path(path).stem, source=str(path))
+    return parse_space(read_yaml(path, "space")[1], name=Path(path).stem, source=str(path))
 
 
 def parse_space(values: Any, *, name: str, source: str) -> Space:

@@ -9,9 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import yaml
-
-from eat_dist.config import RunConfig, flat, load_config, read_assignment
+from eat_dist.config import RunConfig, flat, load_config, read_assignment, read_yaml
 from eat_dist.errors import ConfigError
 
 Settings = dict[str, Any]
@@ -62,13 +60,7 @@ def load_study(path: str | Path, assignments: Sequence[str] = ()) -> Study:
     Raises:
         ConfigError: It is missing, no YAML, or not a study; every fault in one message.
     """
-    try:
-        text = Path(path).read_text(encoding="utf-8")
-        values = yaml.safe_load(text)
-    except OSError as error:
-        raise ConfigError(f"cannot read the study '{path}': {error.strerror or error}") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ConfigError(f"'{path}' is not YAML: {' '.join(str(error).split())}") from error
+    text, values = read_yaml(path, "study")
     if not isinstance(values, dict):
         raise ConfigError(f"{path}: expected a mapping with 'base' and 'rows'; got {type(values).__name__}")
     reader = _Reader(Path(path))

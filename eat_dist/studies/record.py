@@ -8,10 +8,11 @@ from typing import Any, Literal
 
 from eat_dist.config import RunConfig
 from eat_dist.errors import StorageError
+from eat_dist.evaluation.measured import evaluation_of, failed_checks, measurement
 from eat_dist.evaluation.running import SCHEMA as EVALUATION_SCHEMA
 from eat_dist.history import read_history
 from eat_dist.runs.evaluation import evaluation_folder
-from eat_dist.runs.summary import evaluation_of, failed_checks, figures_of, measurement, withstands_nothing
+from eat_dist.runs.summary import figures_of, summary_of, withstands_nothing
 from eat_dist.storage import Folder
 from eat_dist.studies.plan import StudyRun
 
@@ -84,15 +85,16 @@ class Record:
             StorageError: Its summary, or the evaluation of the study's protocol, is not there, or that is of an older
                 form, whose figures mean something else.
         """
-        summary = folder.read_json("summary.json")
+        summary = summary_of(folder)
         # The run's own summary is of the protocol evaluated last, which may have been another since.
         evaluated = evaluation_folder(folder, config)
         results = evaluated.read_json("summary.json")
-        if results["schema"] != EVALUATION_SCHEMA:
-            there = f"'{evaluated.child('summary.json')}' is of schema {results['schema']}"
+        version = results.get("schema") if isinstance(results, dict) else None
+        if version != EVALUATION_SCHEMA:
+            there = f"'{evaluated.child('summary.json')}' is of schema {version}"
             raise StorageError(f"{there}, and this eat_dist measures schema {EVALUATION_SCHEMA}")
         self.figures = figures_of(results["ensemble"])
-        self.measured = measurement({"evaluation": evaluation_of(results), "attacked": results["ensemble"]["attacked"]})
+        self.measured = measurement(evaluation_of(results), results["ensemble"]["attacked"], seed=summary["seed"])
         self.failed_checks = failed_checks(results)
         self.withstands_nothing = withstands_nothing(summary)
         self.passes = round(summary["passes"] * summary["members_trained"], 3)

@@ -6,6 +6,7 @@ import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from eat_dist.evaluation.measured import unlike
 from eat_dist.report.groups import Value
 from eat_dist.report.studies.reading import Run, Study
 from eat_dist.report.wording import HEADLINE
@@ -130,9 +131,7 @@ def _comparison(study: Study, dataset: str) -> Comparison:
         if runs:
             rows.append(Row(label, tuple(done), len(runs), runs[0].members, runs[0].epochs))
     measured = [run.measured for row in rows for run in row.runs if run.measured is not None]
-    aspects = dict.fromkeys(name for settings in measured for name in settings)
-    unlike = tuple(name for name in aspects if len({settings[name] for settings in measured if name in settings}) > 1)
-    return Comparison(dataset, tuple(rows), unlike)
+    return Comparison(dataset, tuple(rows), tuple(unlike(measured)))
 
 
 def _highest(rows: Sequence[Row], figure: str) -> Row | None:
