@@ -11,6 +11,7 @@ from rich.console import Console as RichConsole
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
+from eat_dist.metrics.spared import counted_figure
 from eat_dist.robustness.statistics import EnsembleStatistics
 from eat_dist.schedule import Schedule
 
@@ -153,6 +154,8 @@ class Console:
             table.add_column(column, justify="right")
         rows = [(whole, figures)] + [(f"member {i}", member) for i, member in enumerate(members)]
         for who, entry in rows:
+            if any(counted_figure(attacked, "nmi").spared for attacked in entry["attacked"].values()):
+                table.caption = "†: with one image in C left as it is, which is lower and so counts"
             table.add_section()
             table.add_row(who, "nobody (clean)", *_cells(entry["clean"]))
             for attack, attacked in entry["attacked"].items():
@@ -230,9 +233,9 @@ def _behind(name: str, about: dict[str, Any] | None) -> str:
 
 
 def _cells(figures: dict[str, Any]) -> list[str]:
-    """An attack on a sample has no clustering figures."""
-    values = [figures.get(name) for name in ("r_at_1", "nmi", "f1")]
-    return ["–" if value is None else f"{100 * value:.1f}" for value in values]
+    """An attack on a sample has no clustering figures. †: the lower one, with one image in C spared, counts."""
+    counted = [counted_figure(figures, name) for name in ("r_at_1", "nmi", "f1")]
+    return ["–" if one.value is None else f"{'†' if one.spared else ''}{100 * one.value:.1f}" for one in counted]
 
 
 def _duration(seconds: float) -> str:

@@ -143,6 +143,17 @@ def test_of_each_attack_the_lowest_over_its_objectives_is_sent() -> None:
     assert flat["attacked/pgd20/proxy/from_members/nmi"] == 0.6
 
 
+def test_a_run_that_failed_sanity_checks_is_marked_and_never_the_best() -> None:
+    broken = replace(row("broken", 0.9), failed_checks="gradients, black_box")
+    comparison = arranged([broken, row("sound", 0.5), row("weak", 0.4)])
+    assert comparison.best("worst/r_at_1") == 0.5
+    told = printed(comparison)
+    assert "broken ✗" in told
+    assert "✗ broken failed sanity checks (gradients, black_box): do not quote it. It is never best." in told
+    assert "50.0 *" in told
+    assert "90.0 *" not in told
+
+
 def test_epoch_means_are_over_members_and_iterations_of_their_epoch_alone() -> None:
     """Two iterations an epoch. Losses of two members: (1, 3), (3, 5) → members 2 and 4, ensemble 3."""
     epochs = EpochMeans(Schedule(iterations_per_epoch=2, epochs=3))

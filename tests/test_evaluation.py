@@ -231,6 +231,7 @@ def test_results_are_the_file_and_have_the_promised_form(test_set, tmp_path):
         "kmeans_seeds": 2,
         "images": 150,
         "classes": 5,
+        "images_sha256": test_set.digest(),
         "retrieval": "all_against_all",
         "queries": 150,
         "gallery": 150,

@@ -167,6 +167,8 @@ def test_curves_start_at_the_clean_figure_and_fall() -> None:
         clean = results["ensemble"]["clean"]
         assert (rows[0]["r_at_1"], rows[0]["nmi"], rows[0]["success_rate"]) == (clean["r_at_1"], clean["nmi"], 0.0)
         assert rows[0]["r_at_1"] > rows[1]["r_at_1"] >= rows[2]["r_at_1"]
+        # Five classes: each point of an attack has both clusterings, and the worst of all is not above the lower one.
+        assert results["ensemble"]["worst"]["nmi"] <= min(min(row["nmi"], row["nmi_spared"]) for row in rows[1:])
 
 
 def test_an_attacked_fraction_mixes_attacked_and_clean_images_of_nested_subsets() -> None:

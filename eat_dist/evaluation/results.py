@@ -15,6 +15,7 @@ from eat_dist.evaluation.measure import NOT_ATTACKED
 from eat_dist.evaluation.plan import ENSEMBLE, Part, Plan
 from eat_dist.evaluation.sanity import defense_checks, sanity_checks
 from eat_dist.evaluation.sizes import Sizes
+from eat_dist.metrics.spared import counted_figure
 from eat_dist.storage import Folder
 
 Measured = Mapping[Part, Mapping[str, Any]]
@@ -100,13 +101,13 @@ def _entry(
         "clean": clean["figures"],
         "attacked": {part.key(target): measured[part]["targets"][target]["figures"] for part in listed},
         "worst": {"r_at_1": _surviving(bits, randomised=randomised)}
-        | {name: min(_lower(figures, name) for figures in whole) for name in ("nmi", "ami", "f1")},
+        | {name: _lowest(whole, name) for name in ("nmi", "ami", "f1")},
     }
 
 
-def _lower(figures: Mapping[str, float], name: str) -> float:
-    """Of an attack on every image, and the same with a few spared where there are few classes."""
-    return min(figures[name], figures.get(f"{name}_spared", figures[name]))
+def _lowest(attacks: Sequence[Mapping[str, float]], name: str) -> float:
+    values = (counted_figure(figures, name).value for figures in attacks)
+    return min(value for value in values if value is not None)
 
 
 def _surviving(bits: Sequence[str], *, randomised: bool) -> float:
@@ -146,7 +147,7 @@ def _inference(defense: Mapping[str, Any], plan: Plan, measured: Measured) -> di
 def _curves(
     plan: Plan, sizes: Sizes, clean: Mapping[str, Mapping[str, Any]], measured: Measured
 ) -> Iterator[dict[str, Any]]:
-    names = ("r_at_1", "nmi", "nmi_std", "success_rate")
+    names = ("r_at_1", "nmi", "nmi_std", "nmi_spared", "nmi_std_spared", "success_rate")
     for objective in dict.fromkeys(part.objective for part in plan.curves):
         parts = {part.epsilon: part for part in plan.curves if part.objective == objective}
         for epsilon in sizes.epsilons:
@@ -154,7 +155,7 @@ def _curves(
                 attack, figures = parts[epsilon].label, measured[parts[epsilon]]["targets"][ENSEMBLE]["figures"]
             else:
                 attack, figures = "clean", clean[ENSEMBLE]["figures"] | {"success_rate": 0.0}
-            shown = {name: figures[name] for name in names}
+            shown = {name: figures[name] for name in names if name in figures}
             yield {"objective": objective, "attack": attack, "epsilon": epsilon, **shown}
 
 

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
 
 from eat_dist.report.content import Cell, Mark
 from eat_dist.report.groups import Value
-from eat_dist.report.wording import number
+from eat_dist.report.wording import SPARED, number
 
 Extreme = Callable[[Iterable[float]], float]
 
@@ -40,7 +41,7 @@ def scaled(value: Value, scale: float) -> Value:
     def times(part: float | None) -> float | None:
         return None if part is None else scale * part
 
-    return Value(times(value.mean), times(value.std))
+    return replace(value, mean=times(value.mean), std=times(value.std))
 
 
 def percentage(value: Value) -> Cell:
@@ -50,7 +51,18 @@ def percentage(value: Value) -> Cell:
 
 def cell(value: Value, *, digits: int = 1) -> Cell:
     """A number and its spread; a spread of exactly 0 is not written, since one run of k-means reports it."""
-    return Cell(number(value.mean, digits=digits), number(value.std, digits=digits) if value.std else "")
+    sign = SPARED if value.spared else ""
+    return Cell(sign + number(value.mean, digits=digits), number(value.std, digits=digits) if value.std else "")
+
+
+def spared_note(values: Iterable[Value], *, classes: int | None) -> str:
+    """What the sign of :func:`cell` means; nothing where no value has it."""
+    if not any(value.spared for value in values):
+        return ""
+    return (
+        f" {SPARED}: with one image in {classes or 'C'} left as it is, which is lower here than with every image "
+        "attacked (sent to a wrong class each, images still say which class they are not of). The lower one counts."
+    )
 
 
 def words(*texts: str) -> list[Cell]:

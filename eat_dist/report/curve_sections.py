@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from eat_dist.report import tables
+from eat_dist.report import bench_tables, tables
 from eat_dist.report.cells import scaled
 from eat_dist.report.content import Block, Fold, Plots, Section
 from eat_dist.report.drawing import look
@@ -49,12 +49,14 @@ def curves(groups: Sequence[Group]) -> Section:
         "A sound attack grows stronger with ε and breaks any model in the end: distrust a curve that stays up. "
         "Bands are one standard deviation."
     )
+    if any(tables.point_value(point, "nmi").spared for point in points):
+        lead += " Of few classes NMI is the lower one of every image attacked and of one image in C left as it is."
     return Section("curves", "Accuracy against ε", lead, blocks)
 
 
 def fraction_plots(groups: Sequence[Group]) -> Plots:
     """NMI against the share of the images that are attacked, a panel an objective; at 0 the clean NMI."""
-    rows = [row for run in runs_of(groups) for row in run.evaluation.fractions_table]
+    rows = [row for run in runs_of(groups) for row in bench_tables.fraction_rows(run.evaluation)]
     fractions = sorted({row.fraction for row in rows})
     plots = []
     for objective in dict.fromkeys(row.objective for row in rows):
@@ -108,7 +110,7 @@ def _lines(groups: Sequence[Group], points: Sequence[CurvePoint], figure: str) -
 
 def _fraction(objective: str, fraction: float) -> Callable[[Evaluation], Value]:
     def pick(evaluation: Evaluation) -> Value:
-        for row in evaluation.fractions_table:
+        for row in bench_tables.fraction_rows(evaluation):
             if (row.objective, row.fraction) == (objective, fraction):
                 return Value(row.nmi, row.nmi_std)
         return Value(None)
@@ -120,7 +122,7 @@ def _point(objective: str, epsilon: float, figure: str) -> Callable[[Evaluation]
     def pick(evaluation: Evaluation) -> Value:
         for point in evaluation.curves:
             if (point.objective, point.epsilon) == (objective, epsilon):
-                return Value(point.nmi, point.nmi_std) if figure == "nmi" else Value(point.r_at_1)
+                return tables.point_value(point, figure)
         return Value(None)
 
     return pick

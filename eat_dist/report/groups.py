@@ -8,16 +8,21 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from eat_dist.evaluation.measured import unlike
+from eat_dist.metrics.spared import counted_figure
 from eat_dist.report.reading import Run, settings
 from eat_dist.report.schema import Evaluation, Figures
 
 
 @dataclass(frozen=True)
 class Value:
-    """A figure and its spread: over training seeds for several runs, over k-means seeds for one. None: not measured."""
+    """A figure and its spread: over training seeds for several runs, over k-means seeds for one. None: not measured.
+
+    ``spared``: of one attack, the lower figure is that with one image in C left as it is.
+    """
 
     mean: float | None
     std: float | None = None
+    spared: bool = False
 
 
 @dataclass(frozen=True)
@@ -91,16 +96,16 @@ def worst(name: str) -> Callable[[Evaluation], Value]:
 
     def pick(evaluation: Evaluation) -> Value:
         lowest = evaluation.ensemble.worst.get(name)
-        same = [figures for figures in evaluation.ensemble.attacked.values() if figures.get(name) == lowest]
-        spread = same[0].get(f"{name}_std") if lowest is not None and same else None
-        return Value(lowest, spread)
+        attacked = [of(figures, name) for figures in evaluation.ensemble.attacked.values()]
+        spreads = [value.std for value in attacked if value.mean is not None and value.mean == lowest]
+        return Value(lowest, spreads[0] if spreads else None)
 
     return pick
 
 
 def of(figures: Figures, name: str) -> Value:
-    """One figure with its ``_std`` beside it."""
-    return Value(figures.get(name), figures.get(f"{name}_std"))
+    """One figure of a model, clean or under one attack: of clustering the one that counts."""
+    return Value(*counted_figure(figures, name))
 
 
 def _all_but_seed(run: Run) -> str:

@@ -65,6 +65,8 @@ class CurvePoint(_Part):
     r_at_1: float | None = None
     nmi: float | None = None
     nmi_std: float | None = None
+    nmi_spared: float | None = None
+    nmi_std_spared: float | None = None
     success_rate: float | None = None
 
 
@@ -73,6 +75,7 @@ class FractionRow(_Part):
 
     fraction: float
     objective: str
+    attack: str = ""
     nmi: float | None = None
     nmi_std: float | None = None
     ami: float | None = None

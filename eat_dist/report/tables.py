@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Sequence
 
 from eat_dist.report.bench_tables import ers_part, ers_recall
-from eat_dist.report.cells import Extreme, marked, percentage, scaled, words
+from eat_dist.report.cells import Extreme, marked, percentage, scaled, spared_note, words
 from eat_dist.report.content import Cell, Column, Row, Table
 from eat_dist.report.groups import Group, Value, clean, of, worst
 from eat_dist.report.reading import Run
-from eat_dist.report.schema import Evaluation
+from eat_dist.report.schema import CurvePoint, Evaluation
 from eat_dist.report.wording import FIGURES, objective_name, percent, radius, split_attack
 
 _HEADLINE = ("r_at_1", "nmi", "ami", "f1")
@@ -76,7 +77,8 @@ def attacks(run: Run) -> Table:
         ],
         rows=rows,
         compact=True,
-        note="Bold: the strongest attack on a figure. The worst R@1 counts a query only if it survives every attack.",
+        note="Bold: the strongest attack on a figure. The worst R@1 counts a query only if it survives every attack."
+        + spared_note(itertools.chain(*values), classes=run.evaluation.classes),
     )
 
 
@@ -85,15 +87,15 @@ def inference(run: Run) -> Table:
     about = run.evaluation.inference
     assert about is not None
     figures = (*_HEADLINE, "success_rate")
+    values = [
+        [of(found, name) for name in figures for found in (row.adaptive, row.non_adaptive)] for row in about.attacks
+    ]
     rows = [
         Row(
             split_attack(row.attack).attack,
-            [
-                Cell(objective_name(row.objective), number=False),
-                *(percentage(of(found, name)) for name in figures for found in (row.adaptive, row.non_adaptive)),
-            ],
+            [Cell(objective_name(row.objective), number=False), *map(percentage, shown)],
         )
-        for row in about.attacks
+        for row, shown in zip(about.attacks, values, strict=True)
     ]
     options = ", ".join(f"{name} {value}" for name, value in about.options.items())
     return Table(
@@ -107,7 +109,7 @@ def inference(run: Run) -> Table:
         spans=[("", 2), *((FIGURES[name], 2) for name in figures)],
         note=f"Adaptive: through the defense (BPDA where it has no gradient; a step averages {about.eot_draws} of its "
         "draws). Non-adaptive: crafted on the undefended network, which tells what the defense hides, not what it "
-        "withstands.",
+        "withstands." + spared_note(itertools.chain(*values), classes=run.evaluation.classes),
     )
 
 
@@ -138,13 +140,14 @@ def members(run: Run) -> Table:
 def curves(run: Run) -> Table:
     """The numbers behind the curves."""
     norm = run.evaluation.norm
+    nmi = [point_value(point, "nmi") for point in run.evaluation.curves]
     rows = [
         Row(
             objective_name(point.objective),
             [
                 Cell(radius(point.epsilon, norm)),
                 percentage(Value(point.r_at_1)),
-                percentage(Value(point.nmi, point.nmi_std)),
+                percentage(nmi[position]),
                 Cell(percent(point.success_rate)),
             ],
             starts=position > 0 and point.objective != run.evaluation.curves[position - 1].objective,
@@ -152,7 +155,13 @@ def curves(run: Run) -> Table:
         for position, point in enumerate(run.evaluation.curves)
     ]
     columns = [Column("objective", number=False), Column("ε"), Column("R@1"), Column("NMI"), Column("success")]
-    return Table(caption=f"{run.label}: figures against ε, in %", columns=columns, rows=rows)
+    note = spared_note(nmi, classes=run.evaluation.classes).strip()
+    return Table(caption=f"{run.label}: figures against ε, in %", columns=columns, rows=rows, note=note)
+
+
+def point_value(point: CurvePoint, figure: str) -> Value:
+    """One figure of a point of a curve."""
+    return of(point.model_dump(), figure)
 
 
 def _clean_and_worst(name: str) -> list[tuple[str, Callable[[Evaluation], Value]]]:

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import yaml
 
 MISSING = "–"
+SPARED = "†"
 NORMS = {"linf": "L∞", "l2": "L2", "l0": "L0"}
 OBJECTIVES = {
     "displacement": "displacement",

@@ -15,7 +15,7 @@ from eat_dist.report.reading import read_runs
 from eat_dist.runs.saved import config_of
 from eat_dist.runs.summary import flat_figures, measured_with, summary_of
 from eat_dist.runs.target import names_run
-from eat_dist.runs.tracked import MEASURED
+from eat_dist.runs.tracked import FAILED, MEASURED
 from eat_dist.storage import Folder
 from eat_dist.tracking.reading import TrackedRun, find_runs
 from eat_dist.tracking.sending import flattened
@@ -45,6 +45,7 @@ class Row:
         params: Flat, as text.
         metrics: The final figures among them.
         measured: What those were measured with, as :func:`eat_dist.evaluation.measured.measurement` has it.
+        failed_checks: Names of the sanity checks that failed: then the figures are not to be quoted.
     """
 
     key: str
@@ -56,6 +57,7 @@ class Row:
     params: Mapping[str, str]
     metrics: Mapping[str, float]
     measured: Mapping[str, str]
+    failed_checks: str = ""
 
 
 @dataclass(frozen=True)
@@ -102,8 +104,8 @@ class Comparison:
         return unlike(measured)
 
     def best(self, metric: str) -> float | None:
-        """The best value of a metric; None where the runs were not measured alike, or only one has it."""
-        values = [row.metrics[metric] for _, row in self.rows if metric in row.metrics]
+        """The best value among runs that failed no sanity check; None where they were not measured alike, or of one."""
+        values = [row.metrics[metric] for _, row in self.rows if metric in row.metrics and not row.failed_checks]
         if self.measured_unlike or len(values) < 2:
             return None
         return min(values) if lower_is_better(metric) else max(values)
@@ -180,6 +182,7 @@ def _row_of_folder(reference: str) -> Row:
         params={name: str(value) for name, value in flattened(config)},
         metrics=flat_figures(summary),
         measured=measured_with(summary),
+        failed_checks=", ".join(summary.get("evaluation", {}).get("failed_checks") or ()),
     )
 
 
@@ -196,7 +199,12 @@ def _row_of_run(run: TrackedRun) -> Row:
         folder=run.tags.get("run_folder"),
         params=run.params,
         metrics=run.metrics,
-        measured={name.removeprefix(MEASURED): value for name, value in run.tags.items() if name.startswith(MEASURED)},
+        measured={
+            name.removeprefix(MEASURED): value
+            for name, value in run.tags.items()
+            if name.startswith(MEASURED) and name != FAILED
+        },
+        failed_checks=run.tags.get(FAILED, ""),
     )
 
 

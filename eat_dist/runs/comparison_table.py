@@ -47,7 +47,7 @@ def _table(comparison: Comparison, *, figures: bool, settings: bool, narrow: boo
     for name in names:
         table.add_column(name, justify="right", overflow="fold")
     for depth, row in comparison.rows:
-        cells: list[str | Text] = ["└ " * depth + row.name]
+        cells: list[str | Text] = ["└ " * depth + row.name + (" ✗" if row.failed_checks else "")]
         if figures:
             cells += [row.status, *_fixed(row), *(_figure(comparison, metric, row) for metric in shown)]
         table.add_row(*cells, *(_setting(row.params.get(name)) for name in names))
@@ -62,6 +62,9 @@ def _legend(comparison: Comparison) -> list[str]:
         lines.append(f"Not measured alike, so not to be compared: the runs differ in {differ}. No best is marked.")
     elif any(comparison.best(metric) is not None for metric in comparison.figures):
         lines[0] += "; * marks the best of a column"
+    for _, row in comparison.rows:
+        if row.failed_checks:
+            lines.append(f"✗ {row.name} failed sanity checks ({row.failed_checks}): do not quote it. It is never best.")
     return lines
 
 
@@ -75,7 +78,7 @@ def _figure(comparison: Comparison, metric: str, row: Row) -> Text:
     value = row.metrics.get(metric)
     if value is None:
         return Text(_NOTHING)
-    best = value == comparison.best(metric)
+    best = value == comparison.best(metric) and not row.failed_checks
     text = f"{100 * value:.1f}" if _is_share(metric) else f"{value:.4g}"
     return Text(f"{text} *" if best else f"{text}  ", style="bold" if best else "")
 

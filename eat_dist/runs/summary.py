@@ -11,6 +11,7 @@ from eat_dist.errors import StorageError
 from eat_dist.evaluation.measured import evaluation_of, measurement
 from eat_dist.history import last_fooled_rate, read_history, waiting_shares
 from eat_dist.member import MemberResult
+from eat_dist.metrics.spared import counted_figure
 from eat_dist.robustness.statistics import EnsembleStatistics
 from eat_dist.storage import Folder
 
@@ -136,8 +137,8 @@ def _worst_of_each_attack(attacked: dict[str, dict[str, float | None]]) -> dict[
     lowest: dict[str, dict[str, float]] = {}
     for key, figures in attacked.items():
         worst = lowest.setdefault(key.partition("/")[0], {})
-        for key_of, value in figures.items():
-            name = key_of.removesuffix("_spared")  # of few classes clustering counts with one image in C spared, too
+        for name in figures:
+            value = counted_figure(figures, name).value
             if value is not None and (name in ("map_at_r", "nmi", "ami", "f1") or re.fullmatch(r"r_at_\d+", name)):
                 worst[name] = min(value, worst.get(name, value))
     return lowest

@@ -16,6 +16,8 @@ from eat_dist.tracking import DatasetRecord, Tracker
 
 MEASURED = "evaluation."
 """What the tags of :func:`eat_dist.evaluation.measured.measurement` begin with."""
+FAILED = f"{MEASURED}failed_checks"
+"""The tag with the names of the sanity checks that failed, empty where none did."""
 
 _QUOTED = ("r_at_1", "map_at_r", "nmi", "f1")  # figures that a registered version carries
 
@@ -53,7 +55,8 @@ def log_figures(tracker: Tracker, summary: dict[str, Any]) -> None:
     """Send a summary's figures, and as tags what they were measured with: params cannot change, an evaluation may."""
     tracker.log_metrics(flat_figures(summary), step=int(summary.get("iterations", 0)))
     if measured := measured_with(summary):
-        tracker.log_tags({f"{MEASURED}{name}": value for name, value in measured.items()})
+        failed = ", ".join(summary["evaluation"]["failed_checks"] or ())
+        tracker.log_tags({f"{MEASURED}{name}": value for name, value in measured.items()} | {FAILED: failed})
 
 
 def version_tags(figures: Mapping[str, float], tags: Mapping[str, str]) -> dict[str, str]:

@@ -9,7 +9,7 @@ from eat_dist.report import write_report
 from eat_dist.report.studies.comparison import Comparison, compare
 from eat_dist.report.studies.reading import Study, read_study
 from eat_dist.report.studies.text import as_csv, markdown
-from eat_dist.report.studies.wording import grouped, measured_with, seeds, told
+from eat_dist.report.studies.wording import grouped, heading, measured_with, seeds, told
 from eat_dist.report.wording import HEADLINE, slug
 from eat_dist.storage import Folder
 from eat_dist.studies.record import STATE
@@ -43,7 +43,8 @@ def write_results(folder: Folder, console: Console, tracker: Tracker) -> None:
 
 
 def _table(comparison: Comparison) -> Table:
-    table = Table(title=f"{comparison.dataset}: {measured_with(comparison)}, in %")
+    caption = "✗: a run failed sanity checks; do not quote that row" if comparison.unquotable else None
+    table = Table(title=f"{comparison.dataset}: {measured_with(comparison)}, in %", caption=caption)
     table.add_column("row", overflow="fold")
     for _, label in HEADLINE:
         table.add_column(label, justify="right")
@@ -55,5 +56,5 @@ def _table(comparison: Comparison) -> Table:
             best = comparison.best(figure)
             is_best = best is not None and best.label == row.label
             cells.append(f"[bold]{told(row.value(figure))} *[/]" if is_best else f"{told(row.value(figure))}  ")
-        table.add_row(row.label, *cells, grouped(row.passes), seeds(row))
+        table.add_row(heading(row), *cells, grouped(row.passes), seeds(row))
     return table

@@ -42,6 +42,16 @@ class Row:
         return _value(list(self.by_seed(figure).values()))
 
     @property
+    def failed_checks(self) -> tuple[str, ...]:
+        """Names of the sanity checks that any of the runs failed."""
+        return tuple(dict.fromkeys(name for run in self.runs for name in run.failed_checks or ()))
+
+    @property
+    def quotable(self) -> bool:
+        """Whether no run failed a sanity check. A row that is not quotable is shown, and never first."""
+        return not self.failed_checks
+
+    @property
     def passes(self) -> Value:
         """Forward-backward passes over a batch, of all members: as counted."""
         return _value([run.passes for run in self.runs if run.passes is not None])
@@ -93,13 +103,19 @@ class Comparison:
         return [row for row in self.rows if row.runs]
 
     @property
+    def unquotable(self) -> list[Row]:
+        """The rows of which a run failed a sanity check."""
+        return [row for row in self.rows if not row.quotable]
+
+    @property
     def compared(self) -> list[Row]:
-        """The rows that others are compared with: those with every seed that any row has."""
-        seeds = {run.seed for row in self.rows for run in row.runs}
-        return [row for row in self.shown if {run.seed for run in row.runs} == seeds] if not self.unlike else []
+        """The rows that others are compared with: the quotable ones, with every seed that any of those has."""
+        quotable = [row for row in self.shown if row.quotable]
+        seeds = {run.seed for row in quotable for run in row.runs}
+        return [row for row in quotable if {run.seed for run in row.runs} == seeds] if not self.unlike else []
 
     def first(self, figure: str) -> Row | None:
-        """The row with the highest mean; None where nothing is compared."""
+        """Of the compared rows that with the highest mean; None where nothing is compared."""
         return _highest(self.compared, figure)
 
     def difference(self, row: Row, figure: str) -> Difference | None:

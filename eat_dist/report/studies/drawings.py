@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from eat_dist.report.drawing import INK, MUTED, PALETTE, Drawing, Look, Margins
 from eat_dist.report.studies.comparison import Comparison
-from eat_dist.report.studies.wording import told
+from eat_dist.report.studies.wording import heading, told
 from eat_dist.report.wording import HEADLINE, counted, slug
 
 if TYPE_CHECKING:
@@ -24,7 +24,8 @@ def drawings(comparison: Comparison) -> list[Drawing]:
 
 
 def _dots(comparison: Comparison, figure: str, label: str) -> Drawing:
-    rows = sorted(comparison.shown, key=lambda row: row.value(figure).mean or 0.0, reverse=True)
+    # What may not be quoted is never the best.
+    rows = sorted(comparison.shown, key=lambda row: (row.quotable, row.value(figure).mean or 0.0), reverse=True)
 
     def paint(axes: Axes) -> None:
         for place, row in enumerate(rows):
@@ -37,7 +38,7 @@ def _dots(comparison: Comparison, figure: str, label: str) -> Drawing:
                 )
             # Beside the points there is no room for names of any length; above them there is.
             axes.annotate(
-                row.label,
+                heading(row),
                 (0, place),
                 xycoords=("axes fraction", "data"),
                 xytext=(2, 5),
@@ -52,7 +53,8 @@ def _dots(comparison: Comparison, figure: str, label: str) -> Drawing:
         axes.locator_params(axis="x", nbins=6)
 
     caption = f"{comparison.dataset}: {label}, {counted(len(rows), 'row')}, the best first"
-    gist = "; ".join(f"{row.label} {told(row.value(figure))}" for row in rows)
+    caption += ", then those with failed sanity checks (✗)" if comparison.unquotable else ""
+    gist = "; ".join(f"{heading(row)} {told(row.value(figure))}" for row in rows)
     name = f"dots-{slug(comparison.dataset)}-{slug(label)}"
     size = (3.9, 0.7 + 0.36 * len(rows))
     return Drawing(name, paint, caption, f"{caption}: {gist}.", size, Margins(left=0.15), _LEGEND)

@@ -47,22 +47,25 @@ def verdict(comparison: Comparison) -> Verdict:
     """Which row is ahead under attack on a dataset, if one is."""
     firsts = {label: comparison.first(figure) for figure, label in SHOWN}
     top = comparison.first(SHOWN[0][0])
-    outcome: Literal["pass", "fail", "none"] = "none"
-    about = measured_with(comparison)
+    about, doubtful = measured_with(comparison), [row.label for row in comparison.unquotable]
+    outcome: Literal["fail", "none"] = "fail" if doubtful or top is None else "none"
+    what = "that row" if len(doubtful) == 1 else "those rows"
+    doubt = f"✗ Sanity checks failed in {joined(doubtful)}: do not quote {what}. " if doubtful else ""
     if top is None:
-        sentence = "✗ No row is finished: there is nothing to compare." if not comparison.shown else "✗ Not compared."
-        return Verdict(comparison.dataset, about, "fail", sentence, [], [])
+        why = "Not compared." if comparison.shown else "No row is finished: there is nothing to compare."
+        return Verdict(comparison.dataset, about, outcome, f"{doubt or '✗ '}{why}", [], [])
     ahead = [label for figure, label in SHOWN if (best := comparison.best(figure)) and best.label == top.label]
     others = [f"{row.label} in {name}" for name, row in firsts.items() if row is not None and row.label != top.label]
     if ahead:
-        sentence = f"★ {top.label} is ahead in {joined(ahead)}, by more than seeds differ."
+        sentence = f"{top.label} is ahead in {joined(ahead)}, by more than seeds differ."
     else:
-        sentence = f"○ {top.label} has the highest {SHOWN[0][1]}; no row is ahead in it by more than seeds differ."
+        sentence = f"{top.label} has the highest {SHOWN[0][1]}; no row is ahead in it by more than seeds differ."
+    sign = "★" if ahead else "○"
     return Verdict(
         label=comparison.dataset,
         about=about,
         outcome=outcome,
-        sentence=sentence,
+        sentence=f"{doubt}Of the others {sentence}" if doubt else f"{sign} {sentence}",
         figures=[(name, *_clean_and_worst(top, figure)) for figure, name in _HEADLINE],
         shares=[_shares(top, figure) for figure, _ in _HEADLINE],
         notes=[f"Figures of {top.label}.", *([f"First elsewhere: {joined(others)}."] if others else [])],

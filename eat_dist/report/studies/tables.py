@@ -6,7 +6,7 @@ from eat_dist.report.cells import percentage, words
 from eat_dist.report.content import Cell, Column, Row, Table
 from eat_dist.report.studies.comparison import Comparison
 from eat_dist.report.studies.reading import Run, Study
-from eat_dist.report.studies.wording import STATUS, against, grouped, names_its_own, notes, seeds, signed
+from eat_dist.report.studies.wording import STATUS, against, grouped, heading, names_its_own, notes, seeds, signed
 from eat_dist.report.wording import HEADLINE, MISSING, duration, number
 
 
@@ -20,7 +20,7 @@ def figures(study: Study, comparison: Comparison) -> Table:
             is_best = best is not None and best.label == row.label
             cells.append(Cell(cell.text, cell.spread, "best") if is_best else cell)
         cost = [str(row.members), str(row.epochs), grouped(row.passes), grouped(row.seconds), seeds(row)]
-        rows.append(Row(row.label, [*cells, *(Cell(text) for text in cost)]))
+        rows.append(Row(heading(row), [*cells, *(Cell(text) for text in cost)]))
     columns = [Column("row", number=False), *(Column(label) for _, label in HEADLINE)]
     columns += [Column(name) for name in ("M", "epochs", "passes", "seconds", "seeds")]
     return Table(
@@ -45,7 +45,7 @@ def differences(comparison: Comparison) -> Table:
             text = signed(None if mean is None else 100 * mean, digits=1)
             whom = f" to {found.other}" if names_its_own(comparison, row, found, figure) else ""
             cells.append(Cell(f"{text}{whom}") if std is None else Cell(text, f"{number(100 * std)}{whom}"))
-        rows.append(Row(row.label, cells))
+        rows.append(Row(heading(row), cells))
     columns = [Column("row", number=False)]
     for figure, label in HEADLINE:
         other = against(comparison, figure)

@@ -12,6 +12,7 @@ from eat_dist.report.studies.reading import Study
 from eat_dist.report.studies.wording import (
     against,
     grouped,
+    heading,
     measured_with,
     names_its_own,
     notes,
@@ -49,12 +50,14 @@ def as_csv(study: Study) -> str:
     """A line a row and dataset, numbers as they are (shares in [0, 1]); empty where there is none."""
     written = io.StringIO()
     table = csv.writer(written, lineterminator="\n")
-    table.writerow([*_ABOUT, *(f"{figure.replace('/', '_')}_{part}" for figure in FIGURES for part in _OF_A_FIGURE)])
+    figures = [f"{figure.replace('/', '_')}_{part}" for figure in FIGURES for part in _OF_A_FIGURE]
+    table.writerow([*_ABOUT, *figures, "failed_checks"])
     for comparison in compare(study):
         for row in comparison.rows:
             about = [comparison.dataset, row.label, row.members, row.epochs, len(row.runs), row.planned]
             about += [row.passes.mean, row.seconds.mean, row.seconds.std]
-            table.writerow([*about, *(cell for figure in FIGURES for cell in _cells(comparison, row, figure))])
+            cells = [cell for figure in FIGURES for cell in _cells(comparison, row, figure)]
+            table.writerow([*about, *cells, " ".join(row.failed_checks)])
     return written.getvalue()
 
 
@@ -68,7 +71,7 @@ def _figures(comparison: Comparison) -> list[str]:
     headings = ["row", "M", "epochs", "passes", "seconds", "seeds", *(label for _, label in HEADLINE)]
     lines = []
     for row in comparison.shown:
-        cells = [row.label, str(row.members), str(row.epochs), grouped(row.passes), grouped(row.seconds), seeds(row)]
+        cells = [heading(row), str(row.members), str(row.epochs), grouped(row.passes), grouped(row.seconds), seeds(row)]
         for figure, _ in HEADLINE:
             best = comparison.best(figure)
             text = _spread(row.value(figure))
@@ -84,7 +87,7 @@ def _differences(comparison: Comparison) -> list[str]:
         headings.append(f"{label}, to {other}" if other else label)
     lines = []
     for row in comparison.shown:
-        cells = [row.label]
+        cells = [heading(row)]
         for figure, _ in HEADLINE:
             found = comparison.difference(row, figure)
             if found is None:

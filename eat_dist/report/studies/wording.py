@@ -51,12 +51,19 @@ def notes(study: Study, comparison: Comparison) -> list[str]:
             f"Training that withstood nothing, its own attack misplaced images to the end as often as chance would: "
             f"{joined(collapsed)}. Other settings may do these rows more justice."
         )
+    if comparison.unquotable:
+        rows = joined([f"{row.label} ({joined(list(row.failed_checks))})" for row in comparison.unquotable])
+        found.append(
+            f"✗: a run failed sanity checks; do not quote {rows}. Such a row is never first, and no other is compared "
+            f"with it."
+        )
     if comparison.unlike:
         found.append(
             f"Not measured alike: the runs differ in {joined(list(comparison.unlike))}. Their figures may not be "
             f"compared; no best is marked."
         )
-    partial = [f"{row.label} ({seeds(row)})" for row in comparison.rows if row.runs and row not in comparison.compared]
+    left_out = [row for row in comparison.shown if row.quotable and row not in comparison.compared]
+    partial = [f"{row.label} ({seeds(row)})" for row in left_out]
     if partial and not comparison.unlike:
         found.append(f"Without all seeds, so others are not compared with them: {joined(partial)}.")
     if unfinished := [row.label for row in comparison.rows if not row.runs]:
@@ -76,6 +83,11 @@ def _equal_compute(comparison: Comparison, budget_row: str) -> str:
 def unquotable(study: Study) -> list[str]:
     """The runs whose evaluation failed a sanity check."""
     return [f"{run.name} ({joined(run.failed_checks)})" for run in study.runs if run.failed_checks]
+
+
+def heading(row: Row) -> str:
+    """A row's name, marked where it may not be quoted, as in the report of runs."""
+    return row.label if row.quotable else f"✗ {row.label}"
 
 
 def seeds(row: Row) -> str:
