@@ -155,7 +155,7 @@ class Console:
         rows = [(whole, figures)] + [(f"member {i}", member) for i, member in enumerate(members)]
         for who, entry in rows:
             if any(counted_figure(attacked, "nmi").spared for attacked in entry["attacked"].values()):
-                table.caption = "†: with one image in C left as it is, which is lower and so counts"
+                table.caption = f"†: with one image in {about['classes']} left as it is, which is lower and so counts"
             table.add_section()
             table.add_row(who, "nobody (clean)", *_cells(entry["clean"]))
             for attack, attacked in entry["attacked"].items():
