@@ -66,7 +66,7 @@ def submit(  # noqa: PLR0917  (typer takes options as arguments)
         files=package,
         here=here,
         environment=variables,
-        configs=_configs_of_study(values, package.root, here) if words == ["study"] else (),
+        configs=_configs_of(words, values, package.root, here),
     )
     access = reach(job_address(address, os.environ), os.environ)
     from eat_dist.cluster.submit import Jobs
@@ -83,16 +83,28 @@ def submit(  # noqa: PLR0917  (typer takes options as arguments)
         raise typer.Exit(_follow(jobs, submission, stop_on_interrupt=stop_on_interrupt))
 
 
-def _configs_of_study(values: dict[str, Any], root: Path, here: Path) -> list[RunConfig]:
-    """What the runs of a study are to be, found as the job will find it."""
-    from eat_dist.studies.plan import plan_runs
-    from eat_dist.studies.reading import load_study
-
-    file = (root / here.relative_to(root) if here.is_relative_to(root) else root) / values["file"]
-    if not file.exists():
+def _configs_of(words: list[str], values: dict[str, Any], root: Path, here: Path) -> list[RunConfig]:
+    """What the runs of a study or sweep are to be, found as the job will find it."""
+    below = root / here.relative_to(root) if here.is_relative_to(root) else root
+    named = [value for value in values.values() if isinstance(value, Path)]
+    if not all((below / file).exists() for file in named):
         return []  # which is said of every file that is not there
-    study = load_study(file, values["assignments"] or [])
-    return [run.config for run in plan_runs(study, local=values["backend"].value == "local")]
+    if words == ["study"]:
+        from eat_dist.studies.plan import plan_runs
+        from eat_dist.studies.reading import load_study
+
+        study = load_study(below / values["file"], values["assignments"] or [])
+        return [run.config for run in plan_runs(study, local=values["backend"].value == "local")]
+    if words == ["sweep"] and values["resume"] is None:
+        from eat_dist.cli_sweep import plan_of
+        from eat_dist.spaces import check_space
+        from eat_dist.sweeps.plan import check_plan
+
+        plan = plan_of(values, below=below)
+        check_plan(plan)
+        check_space(plan.space, plan.base)
+        return [plan.base]
+    return []
 
 
 def _follow(jobs: Jobs, submission: str, *, stop_on_interrupt: bool) -> int:

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import shlex
 import sys
+from collections.abc import Mapping
 from enum import Enum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 if TYPE_CHECKING:
-    from eat_dist.sweeps import Swept
+    from eat_dist.sweeps import SweepPlan, Swept
 
 # Modules that take seconds to import are imported by the command, so that --help is quick.
 # ruff: noqa: PLC0415
@@ -76,32 +77,51 @@ def sweep(  # noqa: PLR0917  (typer takes options as arguments)
 
         _report(resume_sweep(resume, console=Console()))
         return
+    from eat_dist.sweeps import start_sweep
+
+    plan = plan_of(context.params)  # the other options above, all of them
+    command = shlex.join(["eat-dist", *sys.argv[1:]])
+    _report(start_sweep(plan, sweep_dir=sweep_dir, command=command, console=Console()))
+
+
+def plan_of(values: Mapping[str, Any], *, below: Path = Path()) -> SweepPlan:
+    """What the command's options ask for.
+
+    Args:
+        values: By the names in the signature of :func:`sweep`.
+        below: Where relative paths begin.
+
+    Raises:
+        ConfigError: What they lack, or a fault of the config or the space.
+    """
+    from eat_dist.config import load_config
+    from eat_dist.errors import ConfigError
+    from eat_dist.spaces import load_space
+    from eat_dist.sweeps import SweepPlan
+    from eat_dist.sweeps.plan import default_grace
+
+    space, trials, objective = values["space"], values["trials"], values["objective"]
     if space is None or trials is None:
         missing = " and ".join(name for name, value in (("--space", space), ("--trials", trials)) if value is None)
         raise ConfigError(f"a sweep needs {missing}, e.g. {_EXAMPLE}")
-    at_once = parse_concurrent(concurrent)
-    from eat_dist.config import load_config
-    from eat_dist.spaces import load_space
-    from eat_dist.sweeps import SweepPlan, start_sweep
-    from eat_dist.sweeps.plan import default_grace
-
-    base, searched = load_config(config, assignments or []), load_space(space)
-    plan = SweepPlan(
+    at_once = parse_concurrent(values["concurrent"])
+    config, grace = values["config"], values["grace_period"]
+    base, searched = load_config(config and below / config, values["assignments"] or []), load_space(below / space)
+    by_itself = Scheduler.none if objective is Objective.pareto else Scheduler.asha
+    return SweepPlan(
         name=f"{base.name}-{searched.name}",
         base=base,
         space=searched,
         trials=trials,
-        search=search.value,
-        scheduler=(scheduler or (Scheduler.none if objective is Objective.pareto else Scheduler.asha)).value,
+        search=values["search"].value,
+        scheduler=(values["scheduler"] or by_itself).value,
         objective=objective.value,
-        validation_share=validation_share,
-        seed=seed,
+        validation_share=values["validation_share"],
+        seed=values["seed"],
         concurrent=at_once,
-        grace_period=default_grace(base.train.epochs) if grace_period is None else grace_period,
-        reduction_factor=reduction_factor,
+        grace_period=default_grace(base.train.epochs) if grace is None else grace,
+        reduction_factor=values["reduction_factor"],
     )
-    command = shlex.join(["eat-dist", *sys.argv[1:]])
-    _report(start_sweep(plan, sweep_dir=sweep_dir, command=command, console=Console()))
 
 
 def parse_concurrent(text: str) -> int | None:

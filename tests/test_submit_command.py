@@ -116,6 +116,37 @@ def test_a_study_is_read_before_it_is_submitted(
     assert error.count("\n") == 1
 
 
+SWEEP = ["--space", "space.yaml", "--trials", "3", "--sweep-dir", "/shared/s"]
+
+
+@pytest.mark.parametrize(
+    ("base", "options", "expected"),
+    [
+        ("{}", SWEEP, f"no cluster answers at {NOWHERE}"),
+        ("{}", ["--sweep-dir", "/shared/s"], "a sweep needs --space and --trials"),
+        ("{}", SWEEP[:4], "a submitted sweep needs a name that a resubmission finds again: give --sweep-dir, an"),
+        ("{attack: {epsilonn: 1}}", SWEEP, "attack.epsilonn"),
+        ("{}", [*SWEEP, "--set", "attack.epsilonn=1"], "attack.epsilonn"),
+        ("{}", [*SWEEP, "--set", "data.root=photos"], "data.root is 'photos', which does not go along"),
+        ("{}", [*SWEEP, "--grace-period", "99"], "--grace-period must be between 1 and train.epochs"),
+        ("{}", ["--resume", "/shared/s"], f"no cluster answers at {NOWHERE}"),
+    ],
+)
+def test_a_sweep_is_read_before_it_is_submitted(
+    base: str, options: list[str], expected: str, run: Callable[..., tuple[int, str]], tmp_path: Path
+) -> None:
+    (tmp_path / "base.yaml").write_text(base)
+    (tmp_path / "space.yaml").write_text("defense.diversity_weight: {uniform: [0, 1]}")
+    config = [] if "--resume" in options else ["--config", "base.yaml"]
+
+    code, error = run("sweep", *config, *options, "--address", NOWHERE)
+
+    assert code == 2
+    assert expected in error
+    assert error.splitlines()[-1].startswith("error: ")
+    assert "Traceback" not in error
+
+
 def planned(tmp_path: Path, *arguments: str, here: Path | None = None, **values: Any) -> Any:
     command = values.pop("command", ("train",))
     empty = {"config": None, "assignments": None, "run_dir": None, "resume": None, "overwrite": False}

@@ -69,7 +69,7 @@ def plan_job(
         files: What goes along. The command runs there, in the folder that corresponds to ``here``.
         here: Where the user stands: relative paths are meant from there.
         environment: What the job gets, for its warnings.
-        configs: Of the runs of a study, whose data the cluster must find.
+        configs: Of the runs of a study or sweep, whose data the cluster must find.
 
     Raises:
         ConfigError: A path that the cluster would not find, results that would be lost, or a faulty config.
