@@ -287,7 +287,7 @@ def test_rules_of_eat_bind_neither_other_defenses_nor_a_single_member(other: str
         load_config(None, conflict)
 
 
-@pytest.mark.parametrize("content", ["a: b: c", "[1, 2", "\t- x", "%"])
+@pytest.mark.parametrize("content", ["a: b: c", "[1, 2", "\t- x", "%", "data: 2024-02-30", "seed: !!int x"])
 def test_a_file_that_is_not_yaml_is_named(tmp_path: Path, content: str) -> None:
     path = tmp_path / "run.yaml"
     path.write_text(content)

@@ -80,7 +80,7 @@ def run(run: Run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[R
     mlflow.set_tracking_uri(None)
 
 
-def photographs(folder: Path, *, per_class: int = 4, alone: str = "") -> None:
+def photographs(folder: Path, *, per_class: int = 4, alone: str = "", prefix: str = "") -> None:
     """Eight classes of noise of one colour each; half of them are for testing. ``alone``: one with one image."""
     draw = np.random.default_rng(0)
     for name in "abcdefgh":
@@ -88,7 +88,7 @@ def photographs(folder: Path, *, per_class: int = 4, alone: str = "") -> None:
         colour = draw.integers(0, 200, 3)
         for image in range(1 if name in alone else per_class):
             pixels = (colour + draw.integers(0, 56, (16, 16, 3))).astype(np.uint8)
-            Image.fromarray(pixels).save(folder / name / f"{image}.png")
+            Image.fromarray(pixels).save(folder / name / f"{prefix}{image}.png")
 
 
 def settings(*assignments: str) -> list[str]:
@@ -235,22 +235,60 @@ def test_a_damaged_summary_is_one_line_before_the_first_attack(
     assert not (tmp_path / "out/evaluation").exists()
 
 
-def test_a_run_is_not_measured_on_classes_that_it_was_trained_on(run: Run, tmp_path: Path) -> None:
+def test_a_run_is_not_measured_on_images_that_it_was_trained_on_however_they_are_named(
+    run: Run, tmp_path: Path
+) -> None:
     none = "evaluation.protocol=none"
     assert run("train", *settings(*SMALL, none, "data.validation_share=0.5"), "--run-dir", "held")[0] == 0
+    (tmp_path / "link").symlink_to("photos")
+    prepare = ("data", "prepare", "--dataset", "folder", "--root", "photos", "--class-seed", "1", "--out", "shards")
+    code, _, error = run(*prepare)
+    assert code == 0, error
     for changes in (
-        ["data.validation_seed=1"],
-        ["data.class_seed=1"],
-        ["data.train_share=0.3", "data.validation_share=0"],
+        ["data.validation_seed=2"],
+        ["data.class_seed=1", "data.validation_share=0"],
+        ["data.class_seed=1", "data.validation_share=0", "data.root=link"],
+        ["data.class_seed=1", "data.validation_share=0", f"data.root=file://{tmp_path}/photos"],
+        ["data.class_seed=1", "data.validation_share=0", "data.shards=shards"],
     ):
         code, _, error = run("evaluate", "held", *[part for change in changes for part in ("--set", change)])
-        assert code == 2
+        assert code == 2, changes
         assert_one_line(error)
-        assert "the run was trained on some of the classes that this would measure: data." in error
-    photographs(tmp_path / "others")
+        assert "images that this would measure were trained on, e.g. '" in error
+    photographs(tmp_path / "others", prefix="new-")
     for fine in ("data.validation_share=0", "data.root=others"):
         code, _, error = run("evaluate", "held", "--set", fine)
         assert code == 0, error
+
+
+def test_shards_of_another_choice_of_classes_are_refused(run: Run) -> None:
+    prepare = ("data", "prepare", "--dataset", "folder", "--root", "photos", "--class-seed", "3", "--out", "shards")
+    assert run(*prepare)[0] == 0
+    train = ("train", *settings(*SMALL, "evaluation.protocol=none", "data.shards=shards"), "--run-dir", "out")
+    code, _, error = run(*train)
+    assert code == 2
+    assert_one_line(error)
+    assert "was prepared with data.class_seed=3, which chose its classes" in error
+    code, _, error = run(*train, "--set", "data.class_seed=3")
+    assert code == 0, error
+
+
+@pytest.mark.parametrize(
+    ("fault", "expected"),
+    [
+        (["inference.name=mixup_inference", "inference.pool=100000"], "inference.pool must be at most the 16 training"),
+        (["model.mean=[0.5,0.5]"], "model.mean"),
+        (["model.backbone=bn_inception", "data.image_size=8"], "bn_inception"),
+    ],
+)
+def test_a_network_that_cannot_take_the_images_is_found_out_before_anything_is_written(
+    run: Run, tmp_path: Path, fault: list[str], expected: str
+) -> None:
+    code, _, error = run("train", *settings(*SMALL, *fault), "--run-dir", "out")
+    assert code == 2
+    assert_one_line(error)
+    assert expected in error
+    assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize(("option", "measured"), [((), "standard"), (("--protocol", "quick"), "quick")])

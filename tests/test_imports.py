@@ -31,6 +31,7 @@ ALLOWED_WITHIN_A_FLOOR = {
     ("cli", "cli_sweep"),
     ("cli", "cli_study"),
     ("cli_study", "cli_sweep"),
+    ("cli_submit", "cli_sweep"),
     ("storage", "bucket"),
 } | {
     (room, helper)

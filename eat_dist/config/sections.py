@@ -19,8 +19,10 @@ class DataConfig(Section):
     root: str | None = Field(None, description="Folder, URL or zip of the original files; digits needs none.")
     shards: str | None = Field(None, description="Prepared shards; default: made from root once, in the user's cache.")
     subset: bool = Field(False, description="The files are a part of the dataset: other counts are a warning.")
-    image_size: int | None = Field(None, ge=1, description="Pixels, square; default: the dataset's own.")
-    resize: int | None = Field(None, ge=1, description="Shorter side before the centre crop; default: the dataset's.")
+    image_size: int | None = Field(None, ge=1, le=8192, description="Pixels, square; default: the dataset's own.")
+    resize: int | None = Field(
+        None, ge=1, le=16384, description="Shorter side before the centre crop; default: the dataset's."
+    )
     augmentation: Literal["none", "crop_flip"] = Field("none", description="Of training images.")
     on_bad_image: Literal["error", "skip"] = Field("error", description="skip: leave it out, count it, report it.")
     test_root: str | None = Field(None, description="Folder or zip of the test classes (dataset 'folder').")
@@ -56,10 +58,10 @@ class ModelConfig(Section):
     """One member's network. Input normalisation is part of the model, so ε always means pixels."""
 
     backbone: str = Field("convnet", description="Name in BACKBONES.")
-    widths: Annotated[tuple[Annotated[int, Field(ge=1)], ...], Field(strict=False, min_length=1)] = Field(
+    widths: Annotated[tuple[Annotated[int, Field(ge=1, le=65536)], ...], Field(strict=False, min_length=1)] = Field(
         (32, 64, 128), description="Channels of the convolutional blocks (convnet)."
     )
-    embedding_dim: int = Field(64, ge=2, description="D.")
+    embedding_dim: int = Field(64, ge=2, le=65536, description="D.")
     weights: str = Field("none", min_length=1, description="Of the backbone: none, imagenet, or a file's path or URL.")
     mean: PerChannel | None = Field(None, description="Subtracted from the pixels; default: the backbone's own.")
     std: PerChannel | None = Field(None, description="Divides them then; default: the backbone's own.")
@@ -166,9 +168,11 @@ class EnsembleConfig(Section):
 class OptimiserConfig(Section):
     """AdamW, as in the Proxy Anchor recipe."""
 
-    learning_rate: Number = Field(5e-4, gt=0)
+    learning_rate: Number = Field(5e-4, gt=0, le=1e30)
     weight_decay: Number = Field(1e-4, ge=0)
-    proxy_learning_rate_factor: Number = Field(100.0, gt=0, description="The proxies' learning rate is this × as high.")
+    proxy_learning_rate_factor: Number = Field(
+        100.0, gt=0, le=1e6, description="The proxies' learning rate is this × as high."
+    )
     schedule: Literal["constant", "cosine", "step"] = "cosine"
     step_epochs: int = Field(10, ge=1, description="Epochs between decays (step).")
     step_factor: Number = Field(0.5, gt=0, le=1, description="Factor of a decay (step).")
@@ -256,10 +260,12 @@ class ClusterConfig(Section):
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="auto: GPUs where the cluster has them.")
     cpus_per_member: Number | None = Field(None, gt=0, description="Default: an equal share of the CPUs; none on GPUs.")
     gpus_per_member: Number = Field(1.0, gt=0, le=8, description="Fractions share a GPU, over gloo then.")
-    threads_per_member: int | None = Field(None, ge=1, description="torch threads; default: the member's whole CPUs.")
+    threads_per_member: int | None = Field(
+        None, ge=1, le=4096, description="torch threads; default: the member's whole CPUs."
+    )
     replicas_per_member: int = Field(1, ge=1, description="R: workers that train one member together.")
     placement: Literal["pack", "spread"] = Field("pack", description="Workers on few nodes, or on many.")
-    gather_timeout: Number = Field(300.0, gt=0, description="Seconds until a late member is an error.")
+    gather_timeout: Number = Field(300.0, gt=0, le=1e6, description="Seconds until a late member is an error.")
     wait_for_nodes: Number | None = Field(
         None, ge=0, description="Seconds members wait for room; default: 1800, at the start if nodes may be launched."
     )

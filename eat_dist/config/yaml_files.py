@@ -38,7 +38,7 @@ def parse_yaml(text: str | bytes, source: str) -> Any:
     """
     try:
         return yaml.load(text, Loader=_OneOfEachKey)  # a SafeLoader
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except (yaml.YAMLError, ValueError) as error:  # 2024-02-30 is a date to YAML, and none to Python
         raise ConfigError(f"{source} is not YAML: {' '.join(str(error).split())}") from error
 
 

@@ -141,6 +141,7 @@ class _Plan:
             decoded_bytes={name: decoded_bytes[name] for name in ("train", "test")},
             stamp=self.source.stamp,
             made_from=self.made_from,
+            chosen_by=dict(self.source.chosen_by),
             parts=tuple(part.part for part in written),
             skipped=tuple(skipped for part in written for skipped in part.skipped),
         )

@@ -10,7 +10,7 @@ import json
 import platform
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
 import pyarrow as pa
@@ -74,6 +74,7 @@ class Manifest:
         made_from: SHA-256 of source, options and format: shards that are to be the same have the same.
         parts: In the order of the images.
         skipped: Images left out.
+        chosen_by: Keys of the config's section ``data`` that decided which classes are trained on, with their values.
     """
 
     schema: int
@@ -92,6 +93,7 @@ class Manifest:
     made_from: str
     parts: tuple[Part, ...]
     skipped: tuple[Skipped, ...]
+    chosen_by: dict[str, float] = field(default_factory=dict)
 
     def write(self, folder: Folder) -> None:
         """Write it, with a SHA-256 of itself."""

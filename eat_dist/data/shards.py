@@ -49,7 +49,8 @@ def open_shards(folder: Folder, config: DataConfig) -> ZeroShotData:
 
     Args:
         folder: What :func:`eat_dist.data.prepare.prepare` made.
-        config: ``dataset`` must be the one prepared; ``image_size`` and ``resize`` override its defaults.
+        config: ``dataset``, and what chose the classes, must be those prepared; ``image_size`` and ``resize`` override
+            its defaults.
 
     Raises:
         DataError: The folder is not there, not finished, damaged, of another version or of another dataset, or its
@@ -63,6 +64,9 @@ def open_shards(folder: Folder, config: DataConfig) -> ZeroShotData:
             f"'{folder}' has shards of the dataset '{manifest.dataset}', but data.dataset is '{config.dataset}'. Set "
             "data.dataset or data.shards to the other."
         )
+    if differ := [key for key, value in manifest.chosen_by.items() if getattr(config, key) != value]:
+        there = ", ".join(f"data.{key}={manifest.chosen_by[key]:g}" for key in differ)
+        raise DataError(f"'{folder}' was prepared with {there}, which chose its classes. Set it so, or prepare others.")
     form = inference_form(config, image_size=manifest.image_size, resize=manifest.resize)
     side = manifest.stored_shorter_side
     if side is not None and side < form.resize:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 from eat_dist.errors import DataError
@@ -45,6 +45,7 @@ class Source:
         resize: Shorter side before the centre crop by default, pixels.
         inverted: Whether black and white are to be exchanged (ink 1, paper 0).
         small: Decoded anew at every start rather than prepared into shards.
+        chosen_by: Keys of the config's section ``data`` that decided which classes are trained on, with their values.
     """
 
     dataset: str
@@ -56,6 +57,7 @@ class Source:
     resize: int
     inverted: bool = False
     small: bool = False
+    chosen_by: Mapping[str, float] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         roles = {item.role for item in self.items}

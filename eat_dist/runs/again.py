@@ -96,6 +96,8 @@ def evaluate_target(
     folder = _folder_of(target, output, behind) if run is None else run if own else run.child(f"inference/{behind}")
     placed = with_data_prepared(with_absolute_paths(config), console)
     subject = Subject(target, placed, normalise=normalise, other=other)
+    if run is not None:
+        check_unseen(run, config_of(run).data, config.data, subject.test)
     check_not_held(folder)
     with holding(folder):
         results = evaluate_subject(
@@ -122,7 +124,6 @@ def _summary_before(run: Folder, config: RunConfig) -> dict[str, Any]:
     """The run's summary; what would keep figures from being written or right is found out before the first attack."""
     if not run.exists("summary.json"):
         raise StorageError(f"'{run}' is not a finished run (no summary.json); resume it first: --resume {run.argument}")
-    check_unseen(config_of(run).data, config.data)
     run.create()
     return summary_of(run)
 

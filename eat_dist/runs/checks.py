@@ -4,11 +4,15 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+
 from eat_dist.attacks import ATTACKS, training_attack
 from eat_dist.config import DataConfig, RunConfig
 from eat_dist.console import Console
 from eat_dist.data.datasets import DATASETS
-from eat_dist.data.images import ZeroShotData
+from eat_dist.data.images import ImageSet, ZeroShotData
 from eat_dist.data.load import load_dataset, with_shards
 from eat_dist.data.splits import Splits, make_splits
 from eat_dist.defenses import DEFENSES, options_of
@@ -18,6 +22,7 @@ from eat_dist.inference import INFERENCE_DEFENSES, check_inference
 from eat_dist.losses import LOSSES, check_loss, supports_weights
 from eat_dist.models import BACKBONES, build_embedder
 from eat_dist.robustness.transfer import TRANSFER_RULES
+from eat_dist.runs.defended import check_pool
 from eat_dist.runs.lease import LEASE
 from eat_dist.seeding import generator
 from eat_dist.storage import Folder
@@ -59,27 +64,31 @@ def check_names(config: RunConfig) -> None:
         raise ConfigError("; ".join(faults))
 
 
-def check_unseen(trained: DataConfig, measured: DataConfig) -> None:
-    """Check that a run is not measured on classes that it was trained on, by settings that choose them.
+def check_unseen(run: Folder, trained: DataConfig, measured: DataConfig, test: ImageSet) -> None:
+    """Check that a run is not measured on classes that it was trained on, however its data are named this time.
 
-    Other data altogether, and the test classes of a run that was measured on held-out ones, are fine.
+    An image is known by its path below the dataset's root. So the same files under another root are found out; other
+    files of a class that was trained on are not.
+
+    Args:
+        run: Its folder, whose ``splits.parquet`` lists the training images.
+        trained: Its data.
+        measured: Those to be measured; of another dataset, equal paths mean nothing.
+        test: Their test set.
 
     Raises:
-        ConfigError: The settings in question.
+        ConfigError: An image of the test set was trained on.
     """
-    choosing = []
-    if measured.dataset == trained.dataset:
-        if measured.validation_share > 0:
-            choosing += ["validation_share", "validation_seed"]
-        if measured.dataset == "folder" and (measured.root, measured.test_root) == (trained.root, trained.test_root):
-            choosing += ["train_share", "class_seed"]
-    differ = [
-        f"data.{name} is {getattr(trained, name)} there and {getattr(measured, name)} here"
-        for name in choosing
-        if getattr(measured, name) != getattr(trained, name)
-    ]
-    if differ:
-        raise ConfigError(f"the run was trained on some of the classes that this would measure: {'; '.join(differ)}")
+    if measured.dataset != trained.dataset or not run.exists("splits.parquet"):
+        return
+    table = pq.read_table(pa.BufferReader(run.read("splits.parquet")), columns=["name"])
+    seen = set(table["name"].to_pylist())
+    known = [name for name in test.names if name in seen]
+    if known:
+        raise ConfigError(
+            f"{len(known)} of the {len(test)} images that this would measure were trained on, e.g. '{known[0]}': the "
+            "figures would not be of unseen classes. Leave out what chooses other data, or classes, than the run's"
+        )
 
 
 def check_free(folder: Folder, *, overwrite: bool) -> None:
@@ -177,14 +186,20 @@ def splits_of(config: RunConfig, data: ZeroShotData) -> Splits:
     return make_splits(data.train.labels, config.ensemble.split, members=config.ensemble.members, seed=config.seed)
 
 
-def check_weights(config: RunConfig, data: ZeroShotData) -> None:
-    """Whether pretrained weights are there and fit; downloaded ones are then in torch's cache, once for all members.
+def check_model(config: RunConfig, data: ZeroShotData) -> None:
+    """Whether the network can be built and takes the images, its pretrained weights and its defense at inference too.
+
+    Downloaded weights are then in torch's cache, once for all members.
 
     Raises:
-        EatError: They are missing, of another architecture, or cannot be downloaded.
+        EatError: Weights are missing, of another architecture, or cannot be downloaded; the images are too small for
+            the backbone; the normalisation has other channels; the defense mixes with more images than there are.
     """
-    if config.model.weights != "none":
-        build_embedder(config.model, in_channels=data.train.image_shape[0], generator=generator(config.seed))
+    channels = data.train.image_shape[0]
+    model = build_embedder(config.model, in_channels=channels, generator=generator(config.seed)).eval()
+    with torch.no_grad():
+        model(torch.zeros(1, *data.train.image_shape))
+    check_pool(config, data.train)
 
 
 def check_cluster(config: RunConfig) -> None:

@@ -17,6 +17,16 @@ from eat_dist.runs.target import Target
 from eat_dist.seeding import generator
 
 
+def check_pool(config: RunConfig, train: ImageSet) -> None:
+    """Check that there are as many training images as the config's defense at inference mixes with.
+
+    Raises:
+        ConfigError: There are fewer.
+    """
+    if needs_pool(config.inference) and (count := options_of(config.inference)["pool"]) > len(train):
+        raise ConfigError(f"inference.pool must be at most the {len(train)} training images; got {count}")
+
+
 def drawn_pool(config: RunConfig, train: ImageSet) -> torch.Tensor | None:
     """The images that the config's defense at inference mixes with: uint8 [P, C, H, W]; None where it needs none.
 
@@ -27,9 +37,8 @@ def drawn_pool(config: RunConfig, train: ImageSet) -> torch.Tensor | None:
     """
     if not needs_pool(config.inference):
         return None
+    check_pool(config, train)
     count = options_of(config.inference)["pool"]
-    if count > len(train):
-        raise ConfigError(f"inference.pool must be at most the {len(train)} training images; got {count}")
     order = torch.randperm(len(train), generator=generator(config.seed, "inference", "pool"))
     images = train.batch(order[:count].sort().values, "cpu").images
     return (images * 255).round().to(torch.uint8)

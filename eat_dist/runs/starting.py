@@ -16,14 +16,15 @@ from eat_dist.errors import CheckpointError
 from eat_dist.runs.checks import (
     check_cluster,
     check_free,
+    check_model,
     check_names,
     check_same_data,
-    check_weights,
     clear,
     load_data,
     splits_of,
     with_absolute_paths,
 )
+from eat_dist.runs.defended import check_pool
 from eat_dist.runs.lease import check_not_held, holding
 from eat_dist.runs.run import Finished, Run
 from eat_dist.runs.saved import config_of
@@ -64,7 +65,7 @@ def start_in(
     check_free(folder, overwrite=overwrite)
     config = with_absolute_paths(config)
     placed, data = load_data(config, console)
-    check_weights(config, data)
+    check_model(config, data)
     splits = splits_of(config, data)
     check_cluster(config)
     if overwrite:
@@ -105,6 +106,7 @@ def resume_in(folder: Folder, config: RunConfig, *, console: Console, parent_run
     console.say(f"Resuming from iteration {found.iteration}.")
     placed, data = load_data(config, console)
     check_same_data(folder, data)
+    check_pool(config, data.train)
     splits = splits_of(config, data)
     check_cluster(config)
     run = Run(placed, folder, data=data, splits=splits, console=console, parent_run_id=parent_run_id)

@@ -9,7 +9,7 @@ from eat_dist.console import Console
 from eat_dist.data.images import ZeroShotData
 from eat_dist.errors import CheckpointError, EatError
 from eat_dist.report.studies.wording import NEAR_ENOUGH
-from eat_dist.runs.checks import check_same_data, check_weights, load_data, splits_of
+from eat_dist.runs.checks import check_model, check_same_data, load_data, splits_of
 from eat_dist.runs.resubmitted import differences, differing_keys
 from eat_dist.runs.saved import config_of
 from eat_dist.schedule import Schedule
@@ -37,7 +37,7 @@ def load_all(runs: Sequence[StudyRun], console: Console) -> Loaded:
         _, data = found[dataset]
         try:
             splits_of(run.config, data)
-            check_weights(run.config, data)
+            check_model(run.config, data)
         except EatError as error:
             raise type(error)(f"row '{row}' on {dataset}: {error}") from error
     return found

@@ -20,7 +20,7 @@ from eat_dist.console import Console
 from eat_dist.data.images import ZeroShotData
 from eat_dist.errors import ClusterError, StorageError
 from eat_dist.provenance import git_state
-from eat_dist.runs.checks import check_names, check_weights, digests, load_data, splits_of, with_absolute_paths
+from eat_dist.runs.checks import check_model, check_names, digests, load_data, splits_of, with_absolute_paths
 from eat_dist.runs.lease import LEASE, check_not_held, holding
 from eat_dist.spaces import Settings, check_space
 from eat_dist.storage import Folder
@@ -120,7 +120,7 @@ class _Sweep:
     def go(self, trials: list[Trial], about: dict[str, Any]) -> Swept:
         begin, before = time.monotonic(), float(about.get("seconds") or 0)
         placed, data = self._load()
-        check_weights(placed, data)
+        check_model(placed, data)
         earlier = about.get("data")
         if earlier is not None and earlier != digests(data):
             raise StorageError(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 
 from eat_dist.config import DataConfig
@@ -37,7 +39,8 @@ def folder(config: DataConfig) -> Source:
     if config.test_root is None:
         train = _draw(sorted(set(class_of.values())), share=config.train_share, seed=config.class_seed, where=root)
         items = [Item(name, label, role="train" if label in train else "test") for name, label in class_of.items()]
-        return make_source(config, items, files)
+        chosen_by = {"train_share": config.train_share, "class_seed": config.class_seed}
+        return replace(make_source(config, items, files), chosen_by=chosen_by)
     test_files, test_class_of = _images(Folder.at(config.test_root))
     items = [
         *(Item(f"train/{name}", label, role="train") for name, label in class_of.items()),
