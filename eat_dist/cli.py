@@ -217,14 +217,14 @@ def main(*command: str) -> None:
     logging.basicConfig(level=logging.WARNING, format="warning: %(message)s", stream=sys.stderr)
     terminated = False
 
-    def terminate(_number: int, frame: FrameType | None) -> None:
+    def terminate(_number: int, _frame: FrameType | None) -> None:
         """What Ctrl-C would do now: a job that is stopped, a node that is taken away, closes its run all the same."""
         nonlocal terminated
         terminated = True
-        on_ctrl_c = signal.getsignal(signal.SIGINT)  # Ray Train's and Tune's, while they are at work
-        if not callable(on_ctrl_c):  # a shell that starts this in the background has it ignored
+        # Of Ray Train and Tune, while they are at work; and a shell that starts this in the background has it ignored.
+        if not callable(signal.getsignal(signal.SIGINT)):
             raise KeyboardInterrupt
-        on_ctrl_c(signal.SIGINT, frame)
+        signal.raise_signal(signal.SIGINT)
 
     signal.signal(signal.SIGTERM, terminate)
     try:

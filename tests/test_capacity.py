@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from eat_dist.cluster.capacity import capacity, capacity_of_runs, settled
-from eat_dist.cluster.resources import Node
+from eat_dist.cluster.resources import Node, place
 from eat_dist.config import ClusterConfig, load_config
 from eat_dist.errors import ClusterError, ConfigError
 from eat_dist.in_process import members_on
@@ -120,6 +120,32 @@ def test_a_trial_takes_what_was_worked_out_for_all_of_them() -> None:
     assert (config.cpus_per_member, config.threads_per_member) == (0.5, 1)
     on_gpus = capacity(GPUS, members=1, trials=4, concurrent=4, config=SHARED)
     assert settled(SHARED, on_gpus.member).cpus_per_member is None
+
+
+@pytest.mark.parametrize("backend", ["ray", "local"])
+@pytest.mark.parametrize(
+    ("planned", "later", "device"),
+    [
+        (GPUS, [Node(16, 0)], "cuda"),  # its GPUs are gone for the moment
+        ([Node(16, 0)], [Node(16, 0), Node(8, 1)], "cpu"),  # one GPU has joined, fewer than there are members
+        ([Node(16, 0)], [Node(16, 0), Node(8, 8)], "cpu"),
+    ],
+)
+def test_what_nodes_come_and_go_changes_the_device_of_no_trial(
+    planned: list[Node], later: list[Node], device: str, backend: str
+) -> None:
+    config = load_config(None, [f"cluster.backend={backend}", "ensemble.members=2"])
+    sections = [capacity_of_runs(planned, config, runs=4, concurrent=None).cluster]
+    if backend == "ray":  # a sweep's trials are never local
+        sections.append(settled(SHARED, capacity(planned, members=2, trials=4, concurrent=None, config=SHARED).member))
+
+    for section in sections:
+        assert section.device == device
+        if device == "cpu":
+            assert place(later, members=2, config=section).gpus == 0
+        else:  # what a trial waits for, and then lacks
+            with pytest.raises(ClusterError, match="2 members need 1 GPU each; the cluster has 0 GPUs"):
+                place(later, members=2, config=section)
 
 
 @pytest.mark.parametrize("share", [1.0, 0.5, 0.4, 1 / 3, 0.25, 0.1, 1 / 49])

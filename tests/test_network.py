@@ -9,6 +9,7 @@ from typing import Any
 
 import psutil
 import pytest
+from placement_groups import settled_groups
 
 
 def test_an_interface_is_found_by_its_address() -> None:
@@ -59,3 +60,70 @@ def test_gloo_connects_over_the_interface_that_ray_uses(tmp_path: Path, ray_sess
         assert {socket.inet_pton(socket.AF_INET, ip.removeprefix("::ffff:")) for ip in connected} == {
             socket.inet_pton(socket.AF_INET, address)
         }
+
+
+@pytest.mark.ray
+@pytest.mark.parametrize("how", ["dies", "fails"])
+def test_a_worker_that_is_lost_while_all_are_connected_keeps_no_room_from_the_restart(
+    tmp_path: Path, ray_session: None, how: str
+) -> None:
+    """The workers need all CPUs, so a placement group left behind would let nothing start again."""
+    import ray.train
+    from ray.train.torch import TorchTrainer
+
+    from eat_dist.cluster.network import OverRaysNetwork
+
+    lost = tmp_path / "lost"
+
+    def arrange(path: str, how: str) -> None:
+        """In a worker: the second one is lost, once, when it is to join."""
+        import signal
+        from pathlib import Path
+
+        import ray.train
+        import torch.distributed as dist
+
+        join, flag = dist.init_process_group, Path(path)
+
+        def init_process_group(*arguments: Any, **options: Any) -> None:
+            if ray.train.get_context().get_world_rank() == 1 and not flag.exists():
+                flag.touch()
+                if how == "dies":
+                    os.kill(os.getpid(), signal.SIGKILL)
+                raise dist.DistNetworkError("a peer closed the connection")
+            join(*arguments, **options)
+
+        dist.init_process_group = init_process_group
+
+    class Losing(OverRaysNetwork):
+        @property
+        def backend_cls(self) -> type:
+            parent: Any = super().backend_cls
+
+            class Backend(parent):  # type: ignore[misc]
+                def on_start(self, worker_group: Any, backend_config: Any) -> None:
+                    worker_group.execute(arrange, str(lost), how)
+                    super().on_start(worker_group, backend_config)
+
+            return Backend
+
+    def finish(loop: dict[str, Any]) -> None:
+        from pathlib import Path
+
+        Path(loop["out"]).touch()
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "5")
+        TorchTrainer(
+            finish,
+            train_loop_config={"out": str(tmp_path / "finished")},
+            torch_config=Losing(backend="gloo", timeout_s=60),
+            scaling_config=ray.train.ScalingConfig(num_workers=2, resources_per_worker={"CPU": 1}),
+            run_config=ray.train.RunConfig(
+                storage_path=str(tmp_path / "ray"), failure_config=ray.train.FailureConfig(controller_failure_limit=2)
+            ),
+        ).fit()
+
+    assert lost.exists()
+    assert (tmp_path / "finished").exists()
+    assert settled_groups() == []

@@ -7,19 +7,21 @@ import signal
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import psutil
 import pytest
+import ray
 import torch
 from ray import cloudpickle
 from torch import nn
 
-from eat_dist.cluster.evaluate import RayWorkers
+from eat_dist.cluster.evaluate import RayWorkers, _result
 from eat_dist.config import ClusterConfig, EvaluationConfig
 from eat_dist.data.images import ImageSet
-from eat_dist.errors import ClusterError, ConfigError
+from eat_dist.errors import ClusterError, ConfigError, DataError, MembersFailedError
 from eat_dist.evaluation import Victim
 from eat_dist.evaluation.crafting import Embed
 from evaluation_cases import FULL, content, full_evaluation, measure, undefended, unseen, untrained
@@ -149,6 +151,43 @@ class Failing:
 def test_what_the_user_can_mend_comes_back_in_the_workers_own_words(workers: Callable[..., RayWorkers]) -> None:
     with pytest.raises(ConfigError, match=r"^in the worker's own words$"):
         list(workers(untrained(1), count=1).map(Failing(), [torch.arange(3)]))
+
+
+@dataclass(frozen=True)
+class BuildingWithout:
+    """Data that only the driver's machine has."""
+
+    def __call__(self, device: torch.device) -> Victim:
+        raise DataError("data.root '/data/omniglot' has no images_background.zip; fetch it, see docs/datasets.md")
+
+
+@pytest.mark.usefixtures("workers")  # which hand over this file's classes
+def test_what_a_worker_lacks_to_begin_comes_back_in_its_own_words() -> None:
+    pool = RayWorkers(BuildingWithout(), count=1, config=ClusterConfig())
+    try:
+        with pytest.raises(DataError, match=r"^data.root '/data/omniglot' has no .* see docs/datasets.md$"):
+            list(pool.map(Embed(), [torch.arange(3)]))
+    finally:
+        pool.close()
+
+
+@pytest.mark.parametrize("kind", [partial(ray.exceptions.RayActorError, None), ray.exceptions.OutOfMemoryError])
+def test_of_a_death_the_end_of_what_ray_says_is_told_without_colours(
+    kind: Callable[[str], Exception], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    says = (
+        "\x1b[36mray::_Worker.do()\x1b[39m died\n" + "  an id\n" * 100 + "The node ran out of\n\x1b[31mmemory\x1b[0m."
+    )
+
+    def get(reference: Any) -> None:
+        raise kind(says)
+
+    monkeypatch.setattr(ray, "get", get)
+    with pytest.raises(MembersFailedError) as told:
+        _result(None)
+    assert not set(str(told.value)) & {"\x1b", "\n"}
+    assert "started again: … " in str(told.value)
+    assert "an id The node ran out of memory. Finished attacks are kept" in str(told.value)
 
 
 def test_more_workers_than_cpus_are_refused_with_the_arithmetic(workers: Callable[..., RayWorkers]) -> None:

@@ -15,6 +15,7 @@ from typing import Any
 
 import pytest
 import yaml
+from placement_groups import groups_left, settled_groups
 
 from conftest import REPOSITORY
 from eat_dist.config import load_config
@@ -55,22 +56,6 @@ def plan_of(*assignments: str, space: str = SPACE, **changes: Any) -> SweepPlan:
         "reduction_factor": 2,
     }
     return SweepPlan(**{**values, **changes})
-
-
-def groups_left() -> list[Mapping[str, Any]]:
-    """Placement groups that still hold, or wait for, resources."""
-    from ray.util import placement_group_table
-
-    return [group for group in placement_group_table().values() if group["state"] != "REMOVED"]
-
-
-def settled_groups() -> list[Mapping[str, Any]]:
-    """The same, once Ray has had time to carry out what it was told."""
-    for _ in range(100):
-        if not groups_left():
-            break
-        time.sleep(0.1)
-    return groups_left()
 
 
 def read(folder: Path) -> tuple[dict[str, Any], list[dict[str, Any]]]:

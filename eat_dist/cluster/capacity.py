@@ -138,11 +138,25 @@ def capacity_of_runs(nodes: Sequence[Node], config: RunConfig, *, runs: int, con
         config=cluster.model_copy(update={"cpus_per_member": float(threads)}),
         words=Words("run", "run processes", "cluster.threads_per_member"),
     )
-    return RunsCapacity(
-        found.concurrent, found.member.resources, cluster.model_copy(update={"threads_per_member": threads})
-    )
+    # Its members are threads: what was worked out for the process is not what each of them gets.
+    placed = cluster.model_copy(update={"threads_per_member": threads, "device": _device(found.member)})
+    return RunsCapacity(found.concurrent, found.member.resources, placed)
 
 
 def settled(config: ClusterConfig, member: Placement) -> ClusterConfig:
-    """The section for a trial: its members take what was worked out for K trials, not what one alone would get."""
-    return config.model_copy(update={"cpus_per_member": member.cpus or None, "threads_per_member": member.threads})
+    """The section for a trial: its members take what was worked out for K trials, not what one alone would get.
+
+    Nor do they choose anew whether there are GPUs: nodes come and go, and a trial that finds none at the moment would
+    train on CPUs, and one that meets the first of a cluster of CPUs would want one for each member.
+    """
+    return config.model_copy(
+        update={
+            "cpus_per_member": member.cpus or None,
+            "threads_per_member": member.threads,
+            "device": _device(member),
+        }
+    )
+
+
+def _device(member: Placement) -> str:
+    return "cuda" if member.gpus else "cpu"

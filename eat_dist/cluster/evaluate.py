@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+import re
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from typing import Any, TypeVar
 
 import ray
@@ -20,6 +22,9 @@ Result = TypeVar("Result")
 
 # Batches under way for each worker: the next one waits there when one is done.
 _AHEAD = 2
+# Characters of Ray's account of a death that are told.
+_WORDS = 300
+_COLOUR = re.compile(r"\x1b\[[0-9;]*m")
 
 
 def has_gpus(config: ClusterConfig) -> bool:
@@ -35,7 +40,8 @@ class RayWorkers:
     that dies is started again and its batches are done again, ``cluster.max_restarts`` times.
 
     Args:
-        build: Makes the attacked models with their test set, on the device given; picklable, called in every worker.
+        build: Makes the attacked models with their test set, on the device given; picklable, called in every worker
+            when it is given its first batch. What it raises that the user can mend, :meth:`map` raises.
         count: Workers.
         config: Where they run.
 
@@ -89,11 +95,15 @@ class _Worker:
         # What the user named relative to his folder, a run or a module, is not beside Ray's own.
         if os.path.isdir(working_folder):
             os.chdir(working_folder)
-        self.victim = build(torch.device(device))
+        self.build = partial(build, torch.device(device))
+        self.victim: Victim | None = None
         self.learnt: Any = None
 
     def do(self, job: Job[Result], batch: torch.Tensor, clean: Sequence[Any]) -> Result:
         """Do a job; ``clean`` holds a reference to the embeddings: they are read once, and after a restart again."""
+        # Not when the actor is made: what is raised there Ray takes for its death, and tells in words of its own.
+        if self.victim is None:
+            self.victim = self.build()
         if clean and clean[0] != self.learnt:
             self.victim.learn(ray.get(clean[0]))
             self.learnt = clean[0]
@@ -107,9 +117,14 @@ def _result(reference: Any) -> Any:
         if isinstance(error.cause, (EatError, ValueError)):
             raise error.cause from None
         raise
-    except ray.exceptions.RayActorError as error:
-        reason = " ".join(str(error).split())
+    except (ray.exceptions.RayActorError, ray.exceptions.OutOfMemoryError) as error:
         raise MembersFailedError(
-            f"a worker of the evaluation died and could not be started again: {reason[:300]}. Finished attacks are "
-            f"kept; give the same command again, with fewer --workers if memory ran out"
+            f"a worker of the evaluation died and could not be started again: {_last_words(error)}. Finished attacks "
+            f"are kept; give the same command again, with fewer --workers if memory ran out"
         ) from error
+
+
+def _last_words(error: BaseException) -> str:
+    """The end of Ray's account, in one line without colours: the reason comes after ids and calls."""
+    words = " ".join(_COLOUR.sub("", str(error)).split()).rstrip(".")
+    return words if len(words) <= _WORDS else f"… {words[-_WORDS:].partition(' ')[2]}"

@@ -6,7 +6,6 @@ import contextlib
 import dataclasses
 import gc
 import math
-import signal
 import threading
 import uuid
 from collections.abc import Callable, Iterator
@@ -25,6 +24,7 @@ from eat_dist.cluster.grid import own_group, take_place
 from eat_dist.cluster.network import OverRaysNetwork
 from eat_dist.cluster.resources import Placement
 from eat_dist.cluster.session import connect, is_launched, nodes
+from eat_dist.cluster.signals import own_handlers_after
 from eat_dist.cluster.waiting import PatientStart, cause, one_line, place_or_wait, train_settings
 from eat_dist.config import RunConfig, dump_config, parse_config
 from eat_dist.cpus import usable_cpus
@@ -212,19 +212,12 @@ def _scaling(placement: Placement, config: RunConfig) -> ray.train.ScalingConfig
 
 
 def _fit(trainer: TorchTrainer) -> None:
-    """``fit``, with Ctrl-C as the KeyboardInterrupt it is.
-
-    Ray Train replaces the handler of SIGINT, aborts the run on it and leaves by SystemExit.
-    """
-    in_main_thread = threading.current_thread() is threading.main_thread()
-    handler = signal.getsignal(signal.SIGINT)
+    """``fit``, with Ctrl-C as the KeyboardInterrupt it is: Ray Train aborts the run on it and leaves by SystemExit."""
     try:
-        trainer.fit()
+        with own_handlers_after():
+            trainer.fit()
     except SystemExit as stopped:
         raise KeyboardInterrupt from stopped
-    finally:
-        if in_main_thread:
-            signal.signal(signal.SIGINT, handler)
 
 
 @contextlib.contextmanager

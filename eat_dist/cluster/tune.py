@@ -21,6 +21,7 @@ from ray import tune
 from ray.tune.schedulers import AsyncHyperBandScheduler, FIFOScheduler, TrialScheduler
 from ray.tune.search import Searcher
 
+from eat_dist.cluster.signals import own_handlers_after
 from eat_dist.errors import ClusterError, EatError, MembersFailedError, in_one_line
 
 Report = Callable[[Mapping[str, Any]], None]
@@ -98,8 +99,8 @@ def run_trials(
 ) -> None:
     """Run trials until there are none left.
 
-    Ctrl-C ends it early, by returning: trials that the book has not seen the end of are unfinished then. So does a
-    cluster that cannot go on with a trial (nodes are gone): those that run are brought to their end, no other begins.
+    Ctrl-C ends it early: trials that the book has not seen the end of are unfinished then. So does a cluster that
+    cannot go on with a trial (nodes are gone): those that run are brought to their end, no other begins.
 
     Args:
         work: One trial, called in a process of its own on the cluster, which is joined; importable there. It is given
@@ -115,6 +116,7 @@ def run_trials(
     Raises:
         ClusterError: What the cluster lacked for a trial.
         EatError: What the book raised.
+        KeyboardInterrupt: Ctrl-C, also where it came after the end of the last trial.
     """
     # Tune's own records of a sweep are not kept, and standard output is the command line's.
     os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")
@@ -127,23 +129,24 @@ def run_trials(
     scheduler: TrialScheduler = FIFOScheduler() if halving is None else halving.scheduler()
     with tempfile.TemporaryDirectory() as scratch:
         try:
-            tune.run(
-                tune.with_resources(
-                    _trainable(work, computes="GPU" in (resources or {})),
-                    tune.PlacementGroupFactory([_DRIVER | dict(resources or {})]),
-                ),
-                name="sweep",
-                num_samples=trials,
-                search_alg=_Questions(scribe),
-                scheduler=scheduler,
-                max_concurrent_trials=concurrent,
-                callbacks=[_Answers(scribe)],
-                max_failures=max_failures,
-                raise_on_failed_trial=False,
-                storage_path=scratch,
-                trial_dirname_creator=lambda trial: str(trial.trial_id),
-                verbose=0,
-            )
+            with own_handlers_after():  # Tune ends early on Ctrl-C, by returning
+                tune.run(
+                    tune.with_resources(
+                        _trainable(work, computes="GPU" in (resources or {})),
+                        tune.PlacementGroupFactory([_DRIVER | dict(resources or {})]),
+                    ),
+                    name="sweep",
+                    num_samples=trials,
+                    search_alg=_Questions(scribe),
+                    scheduler=scheduler,
+                    max_concurrent_trials=concurrent,
+                    callbacks=[_Answers(scribe)],
+                    max_failures=max_failures,
+                    raise_on_failed_trial=False,
+                    storage_path=scratch,
+                    trial_dirname_creator=lambda trial: str(trial.trial_id),
+                    verbose=0,
+                )
         except Exception:
             if scribe.failure is not None:  # Tune has wrapped it in its own
                 raise scribe.failure from None
