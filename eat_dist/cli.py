@@ -196,7 +196,8 @@ def embed(
     from eat_dist.storage import Folder
 
     console, folder = Console(), Folder.at(run_dir)
-    device = choose_device(config_of(folder).cluster)
+    # Where it was trained says nothing of this machine.
+    device = choose_device(config_of(folder).cluster.model_copy(update={"device": "auto"}))
     count, skipped = embed_files(
         folder, images, output=output, on_bad_image="skip" if skip_bad_images else "error", device=device
     )

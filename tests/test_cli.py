@@ -351,6 +351,8 @@ def test_train_evaluate_embed_and_resume_work_on_one_run(
     assert code == 2
     assert "broken.png" in error
     assert not (tmp_path / "embeddings.parquet").exists()
+    saved = tmp_path / "out" / "config.yaml"  # a run of a GPU cluster embeds anywhere
+    saved.write_text(saved.read_text().replace("device: cpu", "device: cuda").replace("device: auto", "device: cuda"))
     assert run("embed", "out", "images", "-o", "embeddings.parquet", "--skip-bad-images")[0] == 0
     table = pq.read_table(tmp_path / "embeddings.parquet")
     assert table["path"].to_pylist() == [f"images/{number}.png" for number in range(3)]
