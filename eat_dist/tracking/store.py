@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
+from eat_dist.credentials import redacted
 from eat_dist.errors import StorageError
 
 ENVIRONMENT = {
@@ -113,15 +114,11 @@ def version_note(uri: str) -> str:
     return "" if version is None else _if_another(version)
 
 
-def redacted(text: str) -> str:
-    """Without the password of an URL: warnings end up in files that are shared."""
-    return re.sub(r"//[^/@\s]+@", "//***@", text)
-
-
 def reason(error: BaseException) -> str:
     """The system's word where there is one: what MLflow and its HTTP client wrap around it fills a screen."""
     error = _system_error(error) or error
-    return redacted(shortened(" ".join(str(error).split()) or type(error).__name__, 200))
+    # Redacted first: of a password that is cut off the end would be missing by which it is known.
+    return shortened(redacted(" ".join(str(error).split()) or type(error).__name__), 200)
 
 
 def shortened(text: str, length: int) -> str:
