@@ -162,7 +162,7 @@ def test_settings_that_cannot_hold_together_are_a_failed_trial_and_the_sweep_goe
         Folder.at(tmp_path),
         [],
         config_of=lambda settings: plan.trial_config(settings, base=plan.base),
-        parent_run_id=None,
+        parent_run_id=lambda: None,
         console=Console(),
     )
 
