@@ -131,9 +131,9 @@ class _Sweep:
         room = self._check(data)
         self.placed = placed.model_copy(update={"cluster": settled(placed.cluster, room.member)})
         self.about = {
-            "command": about["command"],
-            "git": about["git"],
-            "started": about["started"],
+            "command": about.get("command", ""),
+            "git": about.get("git", {}),
+            "started": about.get("started", ""),
             "concurrent": room.concurrent,
             "data": digests(data),
             "mlflow_run_id": about.get("mlflow_run_id"),
