@@ -11,6 +11,7 @@ from rich.console import Console as RichConsole
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
+from eat_dist.credentials import redacted
 from eat_dist.metrics.spared import counted_figure
 from eat_dist.robustness.statistics import EnsembleStatistics
 from eat_dist.schedule import Schedule
@@ -35,11 +36,12 @@ class Console:
         self.error.print(f"warning: {text}", style="yellow" if self.error.is_terminal else "", markup=False)
 
     def mlflow(self, uri: str | None, run_id: str | None) -> None:
-        """Where MLflow's record of it is; nothing where there is none."""
+        """Where MLflow's record of it is, without a password; nothing where there is none."""
         if run_id is None or uri is None:
             return
         self.say(f"MLflow run   {run_id}")
-        self.say(f"open MLflow  {uri if uri.startswith('http') else f'mlflow ui --backend-store-uri {uri}'}")
+        store = redacted(uri)
+        self.say(f"open MLflow  {store if uri.startswith('http') else f'mlflow ui --backend-store-uri {store}'}")
 
     @contextmanager
     def training(self, schedule: Schedule) -> Iterator[Callable[[EnsembleStatistics], None]]:

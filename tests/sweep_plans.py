@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -48,12 +49,14 @@ def plan_of(space: str = SPACE, *assignments: str, **changes: Any) -> SweepPlan:
     return replace(plan, **changes)
 
 
-def ledger_of(folder: Path, plan: SweepPlan, trials: list[Trial] | None = None) -> Ledger:
+def ledger_of(
+    folder: Path, plan: SweepPlan, trials: list[Trial] | None = None, *, parent: Callable[[], str | None] = lambda: None
+) -> Ledger:
     return Ledger(
         plan,
         Folder.at(folder),
         trials or [],
         config_of=lambda settings: plan.trial_config(settings, base=plan.base),
-        parent_run_id=None,
+        parent_run_id=parent,
         console=Console(),
     )

@@ -9,7 +9,7 @@ import pytest
 
 PACKAGE = Path(__file__).resolve().parents[1] / "eat_dist"
 FLOORS = [
-    {"config", "registry", "batch", "errors", "seeding", "storage", "bucket", "provenance", "cpus"},
+    {"config", "registry", "batch", "errors", "seeding", "storage", "bucket", "credentials", "provenance", "cpus"},
     {"losses", "attacks", "metrics", "spaces"},
     {"inference", "models", "data", "robustness"},
     {"exchange", "optimisation", "pyfunc_model", "replicas", "schedule"},
@@ -33,6 +33,7 @@ ALLOWED_WITHIN_A_FLOOR = {
     ("cli_study", "cli_sweep"),
     ("cli_submit", "cli_sweep"),
     ("storage", "bucket"),
+    ("config", "credentials"),
 } | {
     (room, helper)
     for room in ("config", "registry", "storage", "bucket", "batch", "seeding", "__main__")

@@ -103,6 +103,30 @@ def test_a_damaged_record_is_one_line(name: str, content: str, expected: str, tm
     assert "\n" not in str(error.value)
 
 
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("trials_requested", "3"),
+        ("trials_requested", True),
+        ("validation_share", None),
+        ("grace_period", 1.5),
+        ("reduction_factor", [3]),
+        ("search", "genetic"),
+        ("space", ["attack.epsilon"]),
+        ("base_config", "base"),
+        ("seconds", "long"),
+        ("git", "67c3c17"),
+        ("mlflow_run_id", 7),
+    ],
+)
+def test_a_value_of_the_wrong_kind_in_the_state_is_one_line_that_names_it(key: str, value: Any, tmp_path: Path) -> None:
+    Folder.at(tmp_path).write_json("sweep.json", plan_of().to_json() | {key: value})
+
+    with pytest.raises(StorageError, match=f"sweep.json' is damaged: {key}") as error:
+        resume_sweep(str(tmp_path), console=Console())
+    assert "\n" not in str(error.value)
+
+
 # The book
 
 
@@ -162,7 +186,7 @@ def test_settings_that_cannot_hold_together_are_a_failed_trial_and_the_sweep_goe
         Folder.at(tmp_path),
         [],
         config_of=lambda settings: plan.trial_config(settings, base=plan.base),
-        parent_run_id=None,
+        parent_run_id=lambda: None,
         console=Console(),
     )
 

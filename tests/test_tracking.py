@@ -208,11 +208,16 @@ def outlive(tracker: Tracker, *, calls: int = 20) -> None:
 
 @pytest.mark.parametrize("store", ["closed port", "no such folder"])
 def test_a_store_that_was_never_there_costs_one_warning_and_no_time(
-    store: str, working_folder: Path, caplog: pytest.LogCaptureFixture, capfd: pytest.CaptureFixture[str]
+    store: str,
+    working_folder: Path,
+    caplog: pytest.LogCaptureFixture,
+    capfd: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     (working_folder / "a file").write_text("")
     uri = f"http://user:secret@127.0.0.1:{free_port()}" if store == "closed port" else "sqlite:///a file/a.db"
-    tracker = start(uri, resume="0" * 32)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
+    tracker = start(resume="0" * 32)
     assert tracker.run_id == "0" * 32  # kept for the next checkpoint
     outlive(tracker)
     began = time.monotonic()

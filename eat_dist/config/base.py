@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from typing import Annotated, Any
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
+
+from eat_dist.credentials import holds_credentials
 
 
 def _number(value: Any) -> Any:
@@ -19,12 +21,23 @@ def _number(value: Any) -> Any:
     return value
 
 
+def _without_credentials(uri: str) -> str:
+    if holds_credentials(uri):
+        raise ValueError(
+            "the URI holds credentials, which would be printed and stored with the run. Of a server give them by "
+            "MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, or MLFLOW_TRACKING_TOKEN; a database's URI by "
+            "MLFLOW_TRACKING_URI in place of this key"
+        )
+    return uri
+
+
 Number = Annotated[float, BeforeValidator(_number), Field(allow_inf_nan=False)]
 PerChannel = Annotated[
     tuple[Number, ...],
     BeforeValidator(lambda value: value if isinstance(value, (list, tuple)) else (value,)),
     Field(strict=False, min_length=1),
 ]
+StoreUri = Annotated[str, AfterValidator(_without_credentials)]
 
 
 class Section(BaseModel):

@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, ValidationInfo, field_validator, model_validator
 
 from eat_dist.config.agreement import disagreements
-from eat_dist.config.base import Number, PerChannel, Section
+from eat_dist.config.base import Number, PerChannel, Section, StoreUri
 from eat_dist.config.inference import InferenceConfig
 
 
@@ -245,7 +245,7 @@ class TrackingConfig(Section):
     """MLflow. MLFLOW_TRACKING_URI is respected; without it and without uri, a local sqlite file."""
 
     enabled: bool = True
-    uri: str | None = Field(None, description="Overrides MLFLOW_TRACKING_URI.")
+    uri: StoreUri | None = Field(None, description="Overrides MLFLOW_TRACKING_URI; no passwords.")
     experiment: str = "eat_dist"
     register_as: str | None = Field(
         None, pattern=r"^[A-Za-z0-9_][A-Za-z0-9._-]*$", description="Registered model that the ensemble is added to."

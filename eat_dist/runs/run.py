@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import statistics
 import tempfile
 import time
@@ -17,6 +18,7 @@ from eat_dist.config import RunConfig
 from eat_dist.console import Console
 from eat_dist.data.images import ZeroShotData
 from eat_dist.data.splits import Splits
+from eat_dist.errors import StorageError
 from eat_dist.in_process import train_in_process
 from eat_dist.member import MemberResult
 from eat_dist.models.ensemble import EnsembleSpec, member_file, save_spec, weights_digest
@@ -101,6 +103,7 @@ class Run:
         self.parent_run_id = parent_run_id
         self.schedule = Schedule.of(config, splits)
         self.last: EnsembleStatistics | None = None
+        self.about: dict[str, Any] = {}  # the content of run.json
 
     def go(self, mlflow_run_id: str | None, *, resumed: bool) -> Finished:
         """Train, evaluate and record.
@@ -131,6 +134,10 @@ class Run:
                 raise
             finally:
                 tracker.close(status)
+                self._note_mlflow_run(tracker)
+        if summary["mlflow_run_id"] != tracker.run_id:  # MLflow has answered only now
+            summary["mlflow_run_id"] = tracker.run_id
+            self.folder.write_json("summary.json", summary)
         return Finished(self.folder, summary, tracker.uri, tracker.run_id, tracker.missing, tracker.registered)
 
     def _introduce(self, tracker: Tracker, about: dict[str, Any]) -> None:
@@ -142,7 +149,16 @@ class Run:
             [dataset_record(config.data, images, sums[name], testing=name == "test") for name, images in sets]
         )
         tracker.log_text(self.folder.read("config.yaml").decode(), "config.yaml")
-        self.folder.write_json("run.json", {"schema": 1, **about, "data": sums, "mlflow_run_id": tracker.run_id})
+        self.about = {"schema": 1, **about, "data": sums, "mlflow_run_id": tracker.run_id}
+        self.folder.write_json("run.json", self.about)
+
+    def _note_mlflow_run(self, tracker: Tracker) -> None:
+        """Put an answer of MLflow that came late on record: a resumed run goes on with that MLflow run."""
+        if self.about and tracker.run_id != self.about["mlflow_run_id"]:
+            content = self.about | {"mlflow_run_id": tracker.run_id}
+            with contextlib.suppress(StorageError):  # MLflow ends no run; it is tried again
+                self.folder.write_json("run.json", content)
+                self.about = content
 
     def _train_and_evaluate(self, tracker: Tracker, copy: Path, *, resumed: bool) -> dict[str, Any]:
         config, folder = self.config, self.folder
@@ -183,6 +199,7 @@ class Run:
                 console=self.console,
             )
             summary = summary_with(summary, config, measured)
+        summary["mlflow_run_id"] = tracker.run_id  # which may have been answered meanwhile
         folder.write_json("summary.json", summary)
         log_figures(tracker, summary)
         tracker.log_text((folder.read("summary.json")).decode(), "summary.json")
@@ -215,6 +232,7 @@ class Run:
 
         def on_iteration(ensemble: EnsembleStatistics) -> None:
             self.last = ensemble
+            self._note_mlflow_run(tracker)
             show(ensemble)
             if ensemble.iteration % every == 0 or ensemble.iteration == self.schedule.iterations:
                 tracker.log_metrics(step_metrics(ensemble), step=ensemble.iteration)

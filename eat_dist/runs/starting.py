@@ -110,7 +110,8 @@ def resume_in(folder: Folder, config: RunConfig, *, console: Console, parent_run
     splits = splits_of(config, data)
     check_cluster(config)
     run = Run(placed, folder, data=data, splits=splits, console=console, parent_run_id=parent_run_id)
-    return run.go(found.mlflow_run_id, resumed=True)
+    # A checkpoint knows what was known when the members started; MLflow may have answered later.
+    return run.go(found.mlflow_run_id or folder.read_json("run.json").get("mlflow_run_id"), resumed=True)
 
 
 def write_first_files(folder: Folder, config: RunConfig, data: ZeroShotData, splits: Splits) -> None:

@@ -15,9 +15,6 @@ from eat_dist.studies.plan import StudyRun
 from eat_dist.studies.record import Record
 from eat_dist.tracking import end_run
 
-# What a run's process elsewhere is to know of this one's environment: where MLflow is.
-_PASSED_ON = ("MLFLOW_TRACKING_URI", "MLFLOW_EXPERIMENT_NAME")
-
 
 class Ledger:
     """Runs of one kind of process; a :class:`eat_dist.cluster.tune.Book`.
@@ -80,7 +77,6 @@ class Ledger:
             "folder": str(self.folder.child(record.run_folder)),
             "parent_run_id": self.parent_run_id(),
             "working_folder": os.getcwd(),
-            "environment": {key: os.environ[key] for key in _PASSED_ON if key in os.environ},
         }
 
     def learn(self, trial: str, result: Mapping[str, Any]) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 from eat_dist.cluster.capacity import RunsCapacity, capacity_of_runs
 from eat_dist.cluster.resources import workers_of
@@ -15,7 +16,7 @@ from eat_dist.console import Console
 from eat_dist.errors import ClusterError
 from eat_dist.studies.book import Ledger
 from eat_dist.studies.plan import StudyRun
-from eat_dist.studies.task import run_task
+from eat_dist.studies.task import environment_for_mlflow, run_task
 
 LedgerOf = Callable[[Sequence[StudyRun], Callable[[StudyRun], RunConfig]], Ledger]
 
@@ -70,7 +71,7 @@ def run_batches(batches: Sequence[Batch], ledger_of: LedgerOf, *, console: Conso
         console.say(f"{len(batch.runs)} runs, {batch.room.concurrent} at once, {each}")
         try:
             run_trials(
-                run_task,
+                partial(run_task, environment=environment_for_mlflow()),
                 ledger,
                 trials=len(batch.runs),
                 concurrent=batch.room.concurrent,

@@ -125,6 +125,8 @@ class _Study:
             raise
         finally:
             tracker.close(status)
+            if tracker.run_id != self.about["mlflow_run_id"]:  # MLflow has answered only now
+                self._write()
         return Studied(self.folder, list(self.records.values()), tracker.uri, tracker.run_id)
 
     def _write(self) -> None:

@@ -14,14 +14,35 @@ from eat_dist.runs import resume_or_start
 from eat_dist.runs.lease import wait_for_the_dead
 from eat_dist.storage import Folder
 
+# What a run's process elsewhere is to know of this one's environment: where MLflow is, and who asks.
+_PASSED_ON = (
+    "MLFLOW_TRACKING_URI",
+    "MLFLOW_EXPERIMENT_NAME",
+    "MLFLOW_TRACKING_USERNAME",
+    "MLFLOW_TRACKING_PASSWORD",
+    "MLFLOW_TRACKING_TOKEN",
+)
 
-def run_task(task: Mapping[str, Any], report: Callable[[Mapping[str, Any]], None]) -> None:
+
+def environment_for_mlflow() -> dict[str, str]:
+    """This process's variables for :func:`run_task`. There are passwords among them: never to be written down."""
+    return {name: os.environ[name] for name in _PASSED_ON if name in os.environ}
+
+
+def run_task(
+    task: Mapping[str, Any],
+    report: Callable[[Mapping[str, Any]], None],
+    *,
+    environment: Mapping[str, str] | None = None,
+) -> None:
     """Bring a run to its end, whatever an earlier attempt in its folder came to, and report that.
 
     Args:
         task: ``config``, the whole run as YAML; ``folder``, path or URL; ``parent_run_id``, MLflow's run of the study;
-            ``working_folder``, where the user is; ``environment``, variables of his process.
+            ``working_folder``, where the user is.
         report: Takes ``epoch``.
+        environment: Variables of the user's process, for one elsewhere that has them not. Not in ``task``, which Ray
+            Tune writes into its files.
 
     Raises:
         EatError: The run cannot go on, in one line.
@@ -30,7 +51,7 @@ def run_task(task: Mapping[str, Any], report: Callable[[Mapping[str, Any]], None
     # What the user named relative to his folder is not beside Ray's own.
     if os.path.isdir(task["working_folder"]):
         os.chdir(task["working_folder"])
-    for name, value in task["environment"].items():
+    for name, value in (environment or {}).items():
         os.environ.setdefault(name, value)
     wait_for_the_dead(Folder.at(task["folder"]))
     resume_or_start(config, run_dir=task["folder"], console=Console(), parent_run_id=task["parent_run_id"])

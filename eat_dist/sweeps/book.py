@@ -16,7 +16,7 @@ from eat_dist.storage import Folder
 from eat_dist.sweeps.plan import SweepPlan
 from eat_dist.sweeps.record import Status, Trial, result_of, write_trials
 from eat_dist.sweeps.search import propose
-from eat_dist.tracking import Tracker
+from eat_dist.tracking import PARENT_TAG, Tracker
 
 _MLFLOW_STATUS: Mapping[Status, Literal["FINISHED", "FAILED", "KILLED"]] = {
     "FINISHED": "FINISHED",
@@ -34,7 +34,7 @@ class Ledger:
         folder: Its folder.
         trials: What is on record; unfinished trials are handed out first, with their ids and settings.
         config_of: Settings → the run of a trial, placed on the cluster; raises ConfigError.
-        parent_run_id: MLflow's run of the sweep.
+        parent_run_id: MLflow's run of the sweep, asked for at every event: an answer may be late.
         console: Where news goes.
     """
 
@@ -45,7 +45,7 @@ class Ledger:
         trials: list[Trial],
         *,
         config_of: Callable[[Settings], RunConfig],
-        parent_run_id: str | None,
+        parent_run_id: Callable[[], str | None],
         console: Console,
     ) -> None:
         self.plan = plan
@@ -56,6 +56,7 @@ class Ledger:
         self.console = console
         self._waiting = [trial for trial in trials if trial.unfinished]
         self._trackers: dict[str, Tracker] = {}
+        self._orphans: set[str] = set()  # MLflow's runs that began before the sweep's was known
         self._begun: dict[str, float] = {}
         self._exhausted = False
         for trial in self._waiting:
@@ -77,7 +78,7 @@ class Ledger:
                 self._say(trial, f"failed: {error}")
                 continue
             tracker = self._track(trial, config)
-            trial.status, trial.mlflow_run_id = "RUNNING", tracker.run_id
+            trial.status = "RUNNING"
             self._trackers[trial.id], self._begun[trial.id] = tracker, time.monotonic()
             self._write()
             begins = f"goes on after epoch {trial.epoch}" if trial.epoch else "starts"
@@ -158,12 +159,15 @@ class Ledger:
             "backbone": config.model.backbone,
             "run_folder": str(self.folder.child(trial.run_folder)),
         }
+        parent = self.parent_run_id()
+        if parent is None:
+            self._orphans.add(trial.id)
         tracker = Tracker.start(
             config,
             run_name=f"{self.plan.name}/{trial.id}",
             tags=tags,
             resume_run_id=trial.mlflow_run_id,
-            parent_run_id=self.parent_run_id,
+            parent_run_id=parent,
         )
         tracker.log_params(config.model_dump(mode="json"))
         return tracker
@@ -173,8 +177,14 @@ class Ledger:
         self._write()
         tracker = self._trackers.pop(trial.id, None)
         self._begun.pop(trial.id, None)
-        if tracker is not None:
-            tracker.close(_MLFLOW_STATUS[trial.status])
+        self._orphans.discard(trial.id)
+        if tracker is None:
+            return
+        tracker.close(_MLFLOW_STATUS[trial.status])
+        if tracker.run_id != trial.mlflow_run_id:
+            trial.mlflow_run_id = tracker.run_id
+            self._write()
+        self._tell_folder(trial)
 
     def _add_time(self, trial: Trial) -> None:
         now = time.monotonic()
@@ -185,7 +195,23 @@ class Ledger:
         return next(trial for trial in self.trials if trial.id == name)
 
     def _write(self) -> None:
+        """Write the record, with what MLflow has answered since."""
+        for trial in self.trials:
+            if (tracker := self._trackers.get(trial.id)) is not None:
+                trial.mlflow_run_id = tracker.run_id
+        if (parent := self.parent_run_id()) is not None:
+            while self._orphans:
+                self._trackers[self._orphans.pop()].log_tags({PARENT_TAG: parent})
         write_trials(self.folder, self.trials)
+
+    def _tell_folder(self, trial: Trial) -> None:
+        """Have a trial's folder name its MLflow run, where whoever resumes it looks: its process may not have known."""
+        if trial.mlflow_run_id is None:
+            return
+        here = self.folder.child(trial.run_folder)
+        for name in ("run.json", "summary.json"):
+            if here.exists(name) and (content := here.read_json(name)).get("mlflow_run_id") is None:
+                here.write_json(name, content | {"mlflow_run_id": trial.mlflow_run_id})
 
     def _say(self, trial: Trial, text: str) -> None:
         self.console.say(f"trial {trial.id} of {self.plan.trials}  {text}")

@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from pydantic import BaseModel, ConfigDict, ValidationError
+
 from eat_dist.config import RunConfig, configured, parse_config
 from eat_dist.errors import ConfigError, StorageError
 from eat_dist.spaces import Space, parse_space
@@ -17,6 +19,35 @@ STATE = "sweep.json"
 
 Search = Literal["optuna", "random", "grid"]
 Scheduler = Literal["asha", "none"]
+
+
+class _Saved(BaseModel):
+    """The kinds of what ``sweep.json`` says, so that a damaged one is found out at once. There may be more in it.
+
+    Not of the plan, and so not in what :meth:`SweepPlan.to_json` gives, is what has a default.
+    """
+
+    model_config = ConfigDict(strict=True)
+
+    name: str
+    base_config: dict[str, Any]
+    space: dict[str, Any]
+    space_name: str
+    search: Search
+    scheduler: Scheduler
+    objective: Objective
+    trials_requested: int
+    concurrent_requested: int | None
+    grace_period: int
+    reduction_factor: int
+    seed: int
+    validation_share: float
+    command: str = ""
+    git: dict[str, str] = {}
+    started: str = ""
+    seconds: float = 0.0
+    data: dict[str, str] = {}
+    mlflow_run_id: str | None = None
 
 
 @dataclass(frozen=True)
@@ -139,27 +170,31 @@ class SweepPlan:
         """The inverse of :meth:`to_json`.
 
         Raises:
-            StorageError: Something is missing, or of another version.
+            StorageError: Something is missing, of the wrong kind, or of another version.
         """
         try:
             if values["schema"] != SCHEMA:
                 raise StorageError(f"'{source}' has schema {values['schema']}; this version reads {SCHEMA}")
-            return cls(
-                name=values["name"],
-                base=parse_config(values["base_config"], source=source),
-                space=parse_space(values["space"], name=values["space_name"], source=source),
-                trials=values["trials_requested"],
-                search=values["search"],
-                scheduler=values["scheduler"],
-                objective=values["objective"],
-                validation_share=values["validation_share"],
-                seed=values["seed"],
-                concurrent=values["concurrent_requested"],
-                grace_period=values["grace_period"],
-                reduction_factor=values["reduction_factor"],
-            )
+            saved = _Saved.model_validate(values)
         except (KeyError, TypeError) as error:
             raise StorageError(f"'{source}' is damaged: {error!r} is missing or of the wrong kind") from error
+        except ValidationError as error:
+            faults = "; ".join(f"{'.'.join(map(str, fault['loc']))}: {fault['msg']}" for fault in error.errors())
+            raise StorageError(f"'{source}' is damaged: {faults}") from error
+        return cls(
+            name=saved.name,
+            base=parse_config(saved.base_config, source=source),
+            space=parse_space(saved.space, name=saved.space_name, source=source),
+            trials=saved.trials_requested,
+            search=saved.search,
+            scheduler=saved.scheduler,
+            objective=saved.objective,
+            validation_share=saved.validation_share,
+            seed=saved.seed,
+            concurrent=saved.concurrent_requested,
+            grace_period=saved.grace_period,
+            reduction_factor=saved.reduction_factor,
+        )
 
 
 def default_grace(epochs: int) -> int:

@@ -116,6 +116,7 @@ class _Sweep:
         self.plan = plan
         self.folder = folder
         self.console = console
+        self.tracker: Tracker | None = None
 
     def go(self, trials: list[Trial], about: dict[str, Any]) -> Swept:
         begin, before = time.monotonic(), float(about.get("seconds") or 0)
@@ -130,9 +131,9 @@ class _Sweep:
         room = self._check(data)
         self.placed = placed.model_copy(update={"cluster": settled(placed.cluster, room.member)})
         self.about = {
-            "command": about["command"],
-            "git": about["git"],
-            "started": about["started"],
+            "command": about.get("command", ""),
+            "git": about.get("git", {}),
+            "started": about.get("started", ""),
             "concurrent": room.concurrent,
             "data": digests(data),
             "mlflow_run_id": about.get("mlflow_run_id"),
@@ -141,8 +142,7 @@ class _Sweep:
         self.folder.create()
         self._write_state(trials, before)  # first: what has it can be resumed
         write_trials(self.folder, trials)
-        tracker = self._track()
-        self.about["mlflow_run_id"] = tracker.run_id
+        tracker = self.tracker = self._track()
         self._announce(room)
 
         def seconds() -> float:
@@ -151,7 +151,7 @@ class _Sweep:
         status: Literal["FINISHED", "FAILED", "KILLED"] = "FAILED"
         try:
             self._write_state(trials, seconds())
-            self._run(trials, room, tracker, seconds)
+            self._run(trials, room, seconds)
             swept = self._finish(trials, tracker, seconds())
             status = "FINISHED"
         except (KeyboardInterrupt, SystemExit):  # the latter is SIGTERM, as Ray has it for callers from Python
@@ -159,6 +159,7 @@ class _Sweep:
             raise
         finally:
             tracker.close(status)
+            self._mlflow_run_id(trials, seconds())
         return swept
 
     def _load(self) -> tuple[RunConfig, ZeroShotData]:
@@ -215,14 +216,14 @@ class _Sweep:
         tracker.log_params(base.model_dump(mode="json"))
         return tracker
 
-    def _run(self, trials: list[Trial], room: Capacity, tracker: Tracker, seconds: Callable[[], float]) -> None:
+    def _run(self, trials: list[Trial], room: Capacity, seconds: Callable[[], float]) -> None:
         plan = self.plan
         ledger = Ledger(
             plan,
             self.folder,
             trials,
             config_of=self._config_of,
-            parent_run_id=tracker.run_id,
+            parent_run_id=lambda: self._mlflow_run_id(trials, seconds()),
             console=self.console,
         )
         halving = None
@@ -260,7 +261,16 @@ class _Sweep:
     def _config_of(self, settings: Settings) -> RunConfig:
         return self.plan.trial_config(settings, base=self.placed)
 
+    def _mlflow_run_id(self, trials: list[Trial], seconds: float) -> str | None:
+        """MLflow's run of the sweep; an answer that came late is put on record, for a resumption to go on with it."""
+        known = None if self.tracker is None else self.tracker.run_id
+        if known != self.about["mlflow_run_id"]:
+            self._write_state(trials, seconds)
+        return known
+
     def _write_state(self, trials: list[Trial], seconds: float) -> None:
+        if self.tracker is not None:
+            self.about["mlflow_run_id"] = self.tracker.run_id
         best, pareto = winners(trials, self.plan.objectives)
         content = {**self.plan.to_json(), **self.about, "seconds": seconds, "best": best, "pareto": pareto}
         self.folder.write_json(STATE, content)

@@ -63,7 +63,7 @@ def run_trial(
     folder = Folder.at(task["folder"])
     data = load_dataset(config.data)
     write_first_files(folder, config, data, splits_of(config, data))
-    folder.write_json("run.json", _about(config, folder, data))
+    folder.write_json("run.json", _about(config, folder, data) | {"mlflow_run_id": task["mlflow_run_id"]})
     for epoch in rungs:
         figures = _measured(folder, config, data, epoch=epoch, task=task)
         if epoch > task["reported"]:

@@ -10,13 +10,13 @@ from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
+from eat_dist.credentials import redacted
 from eat_dist.tracking.lifecycle import create_run, reopen_run
 from eat_dist.tracking.sending import METRICS_PER_REQUEST, MetricValue, send_metrics
 from eat_dist.tracking.store import (
     check_writable,
     open_client,
     reason,
-    redacted,
     sqlite_file,
     trouble,
     version_note,

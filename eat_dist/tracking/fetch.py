@@ -9,9 +9,10 @@ from typing import Any
 
 import yaml
 
+from eat_dist.credentials import redacted
 from eat_dist.errors import StorageError
 from eat_dist.tracking.sending import newest_model
-from eat_dist.tracking.store import open_existing, reason, redacted, store_uri
+from eat_dist.tracking.store import open_existing, reason, store_uri
 
 _FORMS = "runs:/RUN_ID/ensemble, models:/NAME/VERSION, models:/NAME@ALIAS or models:/MODEL_ID"
 _LOADER = "eat_dist.pyfunc_model"

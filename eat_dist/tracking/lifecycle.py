@@ -6,6 +6,7 @@ import logging
 from collections.abc import Mapping
 from typing import Any, Literal
 
+from eat_dist.errors import StorageError
 from eat_dist.tracking.sending import send_tags
 from eat_dist.tracking.store import open_existing, sqlite_file, store_uri, trouble
 
@@ -63,7 +64,10 @@ def end_run(uri: str | None, run_id: str | None, status: Status) -> bool:
         client = open_existing(store, purpose=f"to end the run {run_id} in")
         if client.get_run(run_id).info.status in _UNDER_WAY:
             client.set_terminated(run_id, status)
-    except Exception as error:  # whatever MLflow, its database drivers and our own check raise
+    except StorageError as error:
+        _log.warning("the run %s keeps its status: %s", run_id, error)
+        return False
+    except Exception as error:  # whatever MLflow and its database drivers raise
         _log.warning("the run %s keeps its status: %s", run_id, trouble(store, error))
         return False
     return True

@@ -8,10 +8,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NoReturn
 
+from eat_dist.credentials import redacted
 from eat_dist.errors import StorageError
 from eat_dist.tracking.lifecycle import PARENT_TAG
 from eat_dist.tracking.sending import newest_model, register_model
-from eat_dist.tracking.store import open_existing, redacted, store_uri, trouble
+from eat_dist.tracking.store import open_existing, store_uri, trouble
 
 PAGE = 200
 """Runs asked for at once; each brings all its params, tags and latest metrics."""

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
+from eat_dist.credentials import redacted
 from eat_dist.errors import StorageError
 
 ENVIRONMENT = {
@@ -27,6 +28,7 @@ ENVIRONMENT = {
 _NO_ACCESS = ("UNAUTHENTICATED", "PERMISSION_DENIED")  # HTTP 401 and 403
 _CREDENTIALS = "MLFLOW_TRACKING_TOKEN, or MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD"
 _VERSION_LENGTH = 40
+_GIVE = "give sqlite:///FILE.db, the URI of a database, or http://… of a server"
 
 
 def store_uri(configured: str | None) -> str:
@@ -51,7 +53,7 @@ def open_existing(uri: str, *, purpose: str) -> Any:
         purpose: What is wanted of it, for the error message: "to find runs in".
 
     Raises:
-        StorageError: The store is a sqlite file that is not there.
+        StorageError: The store is a sqlite file that is not there, or none that MLflow can use.
     """
     prepare_environment()
     database = sqlite_file(uri)
@@ -60,7 +62,10 @@ def open_existing(uri: str, *, purpose: str) -> Any:
             f"there is no MLflow store at '{redacted(uri)}' {purpose}; set MLFLOW_TRACKING_URI, or the key "
             f"tracking.uri or the option --tracking-uri where there is one"
         )
-    return open_client(uri)
+    try:
+        return open_client(uri)
+    except Exception as error:  # MLflow of a kind of store that it has not, a database's driver that is not installed
+        raise StorageError(f"no store {purpose}: {trouble(uri, error)}") from error
 
 
 def prepare_environment() -> None:
@@ -91,7 +96,7 @@ def trouble(uri: str, error: BaseException) -> str:
     if _system_error(error) is not None:
         return f"MLflow at {where} does not answer ({reason(error)})"
     if not uri.startswith(("http://", "https://")):
-        return f"MLflow at {where} cannot be used ({reason(error)})"
+        return f"MLflow at {where} cannot be used" + (_wrong_kind(error) or f" ({reason(error)})")
     if "Invalid Host header" in str(error):
         host = urlsplit(uri).netloc.rpartition("@")[2]
         return f"MLflow at {where} does not accept requests for the host '{host}': start it with --allowed-hosts {host}"
@@ -109,15 +114,11 @@ def version_note(uri: str) -> str:
     return "" if version is None else _if_another(version)
 
 
-def redacted(text: str) -> str:
-    """Without the password of an URL: warnings end up in files that are shared."""
-    return re.sub(r"//[^/@\s]+@", "//***@", text)
-
-
 def reason(error: BaseException) -> str:
     """The system's word where there is one: what MLflow and its HTTP client wrap around it fills a screen."""
     error = _system_error(error) or error
-    return redacted(shortened(" ".join(str(error).split()) or type(error).__name__, 200))
+    # Redacted first: of a password that is cut off the end would be missing by which it is known.
+    return shortened(redacted(" ".join(str(error).split()) or type(error).__name__), 200)
 
 
 def shortened(text: str, length: int) -> str:
@@ -133,6 +134,13 @@ def _system_error(error: BaseException) -> OSError | None:
         found = cause if isinstance(cause, OSError) else found
         cause = cause.__cause__ or cause.__context__
     return found
+
+
+def _wrong_kind(error: BaseException) -> str | None:
+    """What is to be said of a store of a kind that MLflow has not, or has no more; None of any other error."""
+    if "filesystem tracking backend" in str(error):
+        return f": MLflow keeps no runs in a plain folder any more; {_GIVE}"
+    return f": MLflow has no store of that kind; {_GIVE}" if "unsupported URI" in str(error) else None
 
 
 def _version_there(uri: str) -> tuple[str | None, str]:

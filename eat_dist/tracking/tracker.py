@@ -14,6 +14,7 @@ from pathlib import PurePosixPath
 from typing import TYPE_CHECKING, Any
 
 from eat_dist.config import RunConfig
+from eat_dist.credentials import redacted
 from eat_dist.tracking.delivery import Delivery, Send
 from eat_dist.tracking.lifecycle import PARENT_TAG, Status
 from eat_dist.tracking.sending import (
@@ -111,12 +112,12 @@ class Tracker:
             self._add("metrics", metrics=finite)
 
     def log_params(self, params: Mapping[str, Any]) -> None:
-        """Log settings; sections become ``section.key``, values text of at most 500 characters.
+        """Log settings; sections become ``section.key``, values text of at most 500 characters, without passwords.
 
         MLflow's params cannot change: a resumed run keeps the first values, and the tag ``changed_on_resume``
         lists the others.
         """
-        flat = {name: shortened(str(value), PARAM_LENGTH) for name, value in flattened(params)}
+        flat = {name: shortened(redacted(str(value)), PARAM_LENGTH) for name, value in flattened(params)}
         self._add("params", lambda client, run_id: send_params(client, run_id, flat))
 
     def log_tags(self, tags: Mapping[str, str]) -> None:
