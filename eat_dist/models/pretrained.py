@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
-import os
+import posixpath
 import re
 from collections.abc import Mapping, Sequence
 from http.client import HTTPException
@@ -40,14 +41,15 @@ def load_backbone_weights(backbone: Backbone, config: ModelConfig) -> None:
     if config.weights == "none":
         return
     location = config.weights
+    published = backbone.imagenet_url
     if location == "imagenet":
-        if backbone.imagenet_url is None:
+        if published is None:
             raise ConfigError(
                 f"there are no ImageNet weights for backbone '{config.backbone}'; set model.weights to none or to the "
                 f"path of a file"
             )
-        location = backbone.imagenet_url
-    state = _read(location)
+        location = published
+    state = _read(location, published=location == published)
     backbone.load_state_dict(_fitted(state, backbone.state_dict(), location, config.backbone))
 
 
@@ -82,11 +84,11 @@ def _counted(what: str, items: Sequence[str]) -> str:
     return f"{len(items)} {what} ({', '.join(items[:_NAMED_AT_MOST])}{more})" if items else ""
 
 
-def _read(location: str) -> State:
+def _read(location: str, *, published: bool) -> State:
     if location.startswith(("http://", "https://")):
         if "@" in urlsplit(location).netloc:
             raise StorageError("model.weights: a URL with credentials would be stored with the run; download the file")
-        location = str(_download(location))
+        location = str(_download(location, published=published))
     try:
         folder, file = Folder.of_file(location)
         content = folder.read(file)
@@ -122,19 +124,24 @@ def _parse(content: bytes, *, safetensors: bool) -> Any:
     return torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
 
 
-def _download(url: str) -> Path:
-    """The file in torch's cache folder, fetched on first use; its name's SHA-256 prefix, if any, is checked then."""
+def _download(url: str, *, published: bool) -> Path:
+    """The file in torch's cache folder, fetched on first use; its name's SHA-256 prefix, if any, is checked then.
+
+    Published weights are found there under their own name, which nobody else's has. Of other URLs many end in
+    ``model.safetensors``, so the file's name begins with a hash of the whole URL.
+    """
     cache = Path(torch.hub.get_dir()) / "checkpoints"
-    file = cache / os.path.basename(url)
+    name = posixpath.basename(urlsplit(url).path)
+    file = cache / (name if published else f"{hashlib.sha256(url.encode()).hexdigest()[:16]}-{name}")
     if file.exists():
         return file
-    digest = re.search(r"-([a-f0-9]{8,})\.", file.name)
+    digest = re.search(r"-([a-f0-9]{8,})\.", name)
     try:
         cache.mkdir(parents=True, exist_ok=True)
         torch.hub.download_url_to_file(url, str(file), digest.group(1) if digest else None, progress=False)
     except (OSError, HTTPException, RuntimeError) as error:  # RuntimeError: another SHA-256
         raise StorageError(
             f"cannot download {url} ({' '.join(str(error).split()) or type(error).__name__}). Download it elsewhere, "
-            f"then set model.weights to the file's path or put the file into {cache}."
+            f"then set model.weights to the file's path or save it as {file}."
         ) from error
     return file
