@@ -76,6 +76,32 @@ def test_other_files_hidden_ones_and_leftovers_of_systems_are_passed_over(own: P
     assert source_of("folder", own).items == expected
 
 
+@pytest.mark.parametrize("way", ["up", "two links", "itself"])
+def test_a_link_to_a_folder_that_it_lies_in_is_named_and_not_followed(own: Path, way: str) -> None:
+    loop = own / "a/loop"
+    if way == "two links":
+        (own.parent / "beside").mkdir()
+        loop.symlink_to("../../beside")
+        loop /= "back"
+    loop.symlink_to({"up": "..", "two links": "../own", "itself": "."}[way])
+    assert f"'{loop}' is a link to a folder that it lies in" in fault("folder", own)
+
+
+def test_links_to_folders_and_files_elsewhere_are_followed_and_one_to_nowhere_is_named(own: Path) -> None:
+    write_files(own.parent / "elsewhere", class_folders("wren"))
+    (own / "linked").symlink_to("../elsewhere/wren")
+    (own / "a/more.JPG").symlink_to("../../elsewhere/wren/0.jpg")
+    (own / "a/notes.txt").symlink_to("nowhere.txt")
+    (own / "a/.hidden.jpg").symlink_to("nowhere.jpg")
+    items = {item.name: item.class_name for item in source_of("folder", own).items}
+    assert len(items) == 8 * 3 + 3 + 1
+    assert (items["linked/0.jpg"], items["a/more.JPG"]) == ("linked", "a")
+    for target in ("nowhere.jpg", "gone.jpg"):  # there is no such file; a link to itself
+        (own / "b/gone.jpg").symlink_to(target)
+        assert f"'{own}/b/gone.jpg' is a link that leads nowhere" in fault("folder", own)
+        (own / "b/gone.jpg").unlink()
+
+
 def test_suffixes_are_known_in_any_case(tmp_path: Path) -> None:
     suffixes = ("png", "JPG", "Jpeg", "webp", "bmp", "gif", "tif", "TIFF", "ppm", "pgm", "pbm")
     write_files(tmp_path, {f"{name}/1.{suffix}": b"" for name in "abcd" for suffix in suffixes})
