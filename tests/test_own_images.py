@@ -69,6 +69,13 @@ def test_a_class_in_both_roots_is_named(tmp_path: Path) -> None:
     assert "1 is in both, e.g. 'b'" in message
 
 
+def test_a_class_in_both_roots_is_found_in_whichever_form_its_accents_are_written(tmp_path: Path) -> None:
+    write_files(tmp_path / "first", class_folders("a", "\N{LATIN SMALL LETTER E WITH ACUTE}1"))
+    write_files(tmp_path / "second", class_folders("e\N{COMBINING ACUTE ACCENT}1", "c"))
+    message = fault("folder", tmp_path / "first", test_root=str(tmp_path / "second"))
+    assert "1 is in both, e.g. '\N{LATIN SMALL LETTER E WITH ACUTE}1'" in message
+
+
 def test_other_files_hidden_ones_and_leftovers_of_systems_are_passed_over(own: Path) -> None:
     expected = source_of("folder", own).items
     others = ["notes.txt", "a/Thumbs.db", "a/.x.jpg", ".git/x/1.png", "__MACOSX/a/1.jpg", "b/1.npy", "b/.DS_Store"]
