@@ -67,8 +67,9 @@ def prepare(
 
     Raises:
         DataError: An image is bad; or ``out`` holds other shards or a damaged manifest and ``overwrite`` is false.
-        StorageError: Something cannot be read or written.
+        StorageError: Something cannot be read or written; or ``out`` holds other files than shards.
     """
+    _check_manifest(out)
     plan = _Plan.of(source, image_size)
     if not overwrite and (manifest := _finished(out, plan, on_bad_image)):
         return manifest
@@ -164,12 +165,28 @@ def _finished(out: Folder, plan: _Plan, on_bad_image: str) -> Manifest | None:
     return manifest
 
 
+def _check_manifest(out: Folder) -> None:
+    """Refuse a folder whose manifest is another program's. Ours may be damaged: mending it is what is asked for."""
+    if not out.exists(MANIFEST):
+        return
+    try:
+        content = json.loads(out.read(MANIFEST))
+        ours = isinstance(content, dict) and not content.keys().isdisjoint({"eat_dist", "made_from"})
+    except ValueError:
+        ours = any(name != MANIFEST and _OWN_NAME.fullmatch(name) for name in out.names())
+    if not ours:
+        raise _foreign(out, MANIFEST)
+
+
 def _check_own(out: Folder) -> None:
     """Refuse a folder that holds something else, which might be named as parts are."""
-    names = [name for name in out.names() if not name.startswith(".")]
-    foreign = next((name for name in names if not _OWN_NAME.fullmatch(name)), None)
-    if foreign is not None and MANIFEST not in names:
-        raise StorageError(f"'{out}' holds other files than shards, e.g. '{foreign}'. Choose an empty or a new folder.")
+    for name in out.names():
+        if not (name.startswith(".") or _OWN_NAME.fullmatch(name)):
+            raise _foreign(out, name)
+
+
+def _foreign(out: Folder, name: str) -> StorageError:
+    return StorageError(f"'{out}' holds other files than shards, e.g. '{name}'. Choose an empty or a new folder.")
 
 
 @contextmanager
