@@ -161,6 +161,20 @@ def test_parts_with_skipped_images_are_tried_again_and_the_others_kept(tmp_path:
     assert rewritten(tmp_path) == ["part-00001.parquet"]
 
 
+def test_where_a_skipped_image_is_an_error_the_shards_without_it_stay_for_whom_it_is_none(tmp_path: Path) -> None:
+    files, out = few_files(), Folder.at(tmp_path)
+    bad = "train/ant/1.png"
+    broken = source_of(files | {bad: b"bad"})
+    manifest = prepare(broken, out, on_bad_image="skip")
+    before = {path.name: path.stat().st_mtime_ns for path in tmp_path.iterdir()}
+    with pytest.raises(DataError) as error:
+        prepare(broken, out, on_bad_image="error")
+    assert f"'{bad}': not a PNG" in one_line(error)
+    assert f"({len(files) - 1} others were checked)" in one_line(error)
+    assert {path.name: path.stat().st_mtime_ns for path in tmp_path.iterdir()} == before
+    assert prepare(source_of(files | {bad: b"bad"}, read=unreadable), out, on_bad_image="skip") == manifest
+
+
 # Deaths and company
 
 SLOW = """

@@ -159,10 +159,25 @@ def _finished(out: Folder, plan: _Plan, on_bad_image: str) -> Manifest | None:
         elif manifest.stored_shorter_side != plan.image_size:
             held = f"with image size {manifest.stored_shorter_side or 'as in the original files'}"
         raise DataError(f"'{out}' holds shards {held}. Choose another folder, or replace them with --overwrite.")
-    # Lost parts are made again, and what was skipped is tried again where it is an error.
-    if find_faults(out, manifest) or (manifest.skipped and on_bad_image == "error"):
+    if find_faults(out, manifest):  # lost parts are made again
+        return None
+    if manifest.skipped and on_bad_image == "error":
+        _try_skipped(plan, manifest)
         return None
     return manifest
+
+
+def _try_skipped(plan: _Plan, manifest: Manifest) -> None:
+    """Stop at a skipped image that is bad still, while the shards are whole: a run that skips it may use them.
+
+    Raises:
+        DataError: There is one.
+    """
+    names = {skipped.name for skipped in manifest.skipped}
+    again = [image for part in plan.parts for image in part.images if image[0].name in names]
+    for healed, image in enumerate(again):
+        if isinstance(found := load_row(plan.source, plan.image_size, image), Skipped):
+            raise bad_image(found.reason, checked=sum(manifest.images.values()) + healed)
 
 
 def _check_manifest(out: Folder) -> None:
