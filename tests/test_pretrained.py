@@ -144,6 +144,48 @@ def test_weights_of_another_architecture_are_refused_and_nothing_is_loaded(tmp_p
     assert all(torch.equal(tensor, before[name]) for name, tensor in cpu_state(backbone).items())
 
 
+def changed(state: State, name: str, value: float) -> State:
+    tensor = state[name].clone()
+    tensor.view(-1)[-1] = value
+    return state | {name: tensor}
+
+
+UNUSABLE: dict[str, tuple[Callable[[State], Any], str]] = {
+    "integers": (
+        lambda state: {name: (tensor * 100).to(torch.int8) for name, tensor in state.items()},
+        r"no network computes with: 10 not floating-point \(blocks\.0\.weight, .*, …\)\.",
+    ),
+    "NaN": (
+        lambda state: changed(state, "blocks.1.bias", float("nan")),
+        r"no network computes with: 1 not finite \(blocks\.1\.bias\)\.",
+    ),
+    "too large": (
+        lambda state: changed(state | {"blocks.1.bias": state["blocks.1.bias"].double()}, "blocks.1.bias", 1e300),
+        r"no network computes with: 1 not finite \(blocks\.1\.bias\)\.",
+    ),
+    "with and without module.": (
+        lambda state: state | {"module.blocks.0.weight": state["blocks.0.weight"] + 1},
+        r"with and without 'module\.', 1 under both names \(blocks\.0\.weight\)\. Save only those",
+    ),
+    "two state dicts": (
+        lambda state: {"state_dict": state, "model": {name: tensor + 1 for name, tensor in state.items()}},
+        r"holds one state dict under 'state_dict' and another under 'model'\. Save only the one",
+    ),
+}
+
+
+@pytest.mark.parametrize("fault", UNUSABLE)
+def test_numbers_that_mean_nothing_and_weights_of_two_meanings_are_refused(tmp_path: Path, fault: str) -> None:
+    change, message = UNUSABLE[fault]
+    backbone = built(small()).backbone
+    before = {name: tensor.clone() for name, tensor in cpu_state(backbone).items()}
+    location = as_torch(change(cpu_state(built(small(), seed=1).backbone)), tmp_path)
+    with pytest.raises(StorageError, match=message) as caught:
+        load_backbone_weights(backbone, small(weights=location))
+    assert "\n" not in str(caught.value)
+    assert all(torch.equal(tensor, before[name]) for name, tensor in cpu_state(backbone).items())
+
+
 class Trap:
     """Leaves a file behind when it is unpickled."""
 

@@ -24,6 +24,7 @@ from eat_dist.storage import Folder
 State = Mapping[str, torch.Tensor]
 
 _CLASSIFIERS = ("fc.", "classifier.", "last_linear.")  # of torchvision's networks and of the published BN-Inception
+_WRAPPERS = ("state_dict", "model")
 _NAMED_AT_MOST = 3
 
 
@@ -32,11 +33,13 @@ def load_backbone_weights(backbone: Backbone, config: ModelConfig) -> None:
 
     The file holds a state dict, plain or under ``state_dict`` or ``model``, as ``.safetensors`` or by ``torch.save``. A
     prefix ``module.`` and the classifier are left out; BatchNorm parameters of shape [1, C] (from Caffe) become [C];
-    BatchNorm's batch counter may be missing (before torch 0.4.1 there was none). Everything else must fit exactly.
+    BatchNorm's batch counter may be missing (before torch 0.4.1 there was none). Everything else must fit exactly, and
+    be finite floating-point numbers.
 
     Raises:
         ConfigError: ``imagenet`` for a backbone without published weights.
-        StorageError: The file cannot be had, cannot be read without unpickling objects, or does not fit.
+        StorageError: The file cannot be had, cannot be read without unpickling objects, does not fit,
+            or holds other numbers.
     """
     if config.weights == "none":
         return
@@ -55,6 +58,11 @@ def load_backbone_weights(backbone: Backbone, config: ModelConfig) -> None:
 
 def _fitted(found: State, expected: State, location: str, name: str) -> dict[str, torch.Tensor]:
     """``found`` with the names and shapes of ``expected``, or the error that says what does not fit."""
+    if twice := _counted("under both names", [key for key in found if f"module.{key}" in found]):
+        raise StorageError(
+            f"model.weights: '{location}' holds tensors with and without 'module.', {twice}. Save only those that are "
+            f"meant."
+        )
     found = {key.removeprefix("module."): value for key, value in found.items()}
     found = {key: value for key, value in found.items() if key in expected or not key.startswith(_CLASSIFIERS)}
     found |= {key: value for key, value in expected.items() if key.endswith("num_batches_tracked") and key not in found}
@@ -66,15 +74,29 @@ def _fitted(found: State, expected: State, location: str, name: str) -> dict[str
         for key, value in found.items()
         if key in expected and value.shape != expected[key].shape
     ]
-    faults = [
+    misfits = [
         _counted("missing", [key for key in expected if key not in found]),
         _counted("unexpected", [key for key in found if key not in expected]),
         _counted("of another shape", shapes),
     ]
-    if any(faults):
+    if any(misfits):
         raise StorageError(
             f"model.weights: '{location}' is of another architecture than backbone '{name}': "
-            f"{'; '.join(filter(None, faults))}. Choose the model.backbone that it was made with, or other weights."
+            f"{'; '.join(filter(None, misfits))}. Choose the model.backbone that it was made with, or other weights."
+        )
+    numbers = {key: value for key, value in found.items() if expected[key].is_floating_point()}  # all but counters
+    unusable = [
+        # Integers are quantised weights, which mean nothing without their scale.
+        _counted("not floating-point", [key for key, value in numbers.items() if not value.is_floating_point()]),
+        # In the network's own precision: what is too large for it would be infinite there.
+        _counted(
+            "not finite", [key for key, value in numbers.items() if not value.to(expected[key].dtype).isfinite().all()]
+        ),
+    ]
+    if any(unusable):
+        raise StorageError(
+            f"model.weights: '{location}' holds tensors that no network computes with: "
+            f"{'; '.join(filter(None, unusable))}. Get it again, or choose other weights."
         )
     return found
 
@@ -107,9 +129,14 @@ def _read(location: str, *, published: bool) -> State:
             f"model.weights: '{location}' is damaged or no file of weights ({reason}); .safetensors, .pth and .pt are "
             f"read. Get it again, or choose another."
         ) from error
-    for key in ("state_dict", "model"):
-        if isinstance(state, Mapping) and isinstance(state.get(key), Mapping):
-            state = state[key]
+    within = [key for key in _WRAPPERS if isinstance(state, Mapping) and isinstance(state.get(key), Mapping)]
+    if len(within) > 1:
+        raise StorageError(
+            f"model.weights: '{location}' holds one state dict under 'state_dict' and another under 'model'. Save only "
+            f"the one that is meant."
+        )
+    if within:
+        state = state[within[0]]
     if not (isinstance(state, Mapping) and all(isinstance(value, torch.Tensor) for value in state.values())):
         raise StorageError(
             f"model.weights: '{location}' must hold a state dict (names with tensors), plain or under 'state_dict' or "
