@@ -32,7 +32,8 @@ def embed_files(
 ) -> tuple[int, tuple[str, ...]]:
     """Write one row an image: ``path`` and ``embedding`` (float32, length 1, M·D numbers).
 
-    The same files in the same order give the same embeddings, also behind a randomised defense at inference.
+    A file that is given twice, also as one of a folder, has two rows. The same files in the same order give the same
+    embeddings, also behind a randomised defense at inference.
 
     Args:
         run_folder: A finished run.
@@ -46,7 +47,7 @@ def embed_files(
         (Images embedded, paths of the skipped ones).
 
     Raises:
-        DataError: No image, or one that cannot be decoded (``error``).
+        DataError: No image, one that cannot be decoded (``error``), or a path that is not UTF-8.
         StorageError: The run or the output folder cannot be used.
     """
     model = run_folder.child("model")
@@ -59,8 +60,8 @@ def embed_files(
     for first in range(0, len(files), batch_size):
         images = _decode(files[first : first + batch_size], spec, skipped, on_bad_image=on_bad_image)
         if images:
-            names += images
-            batch = torch.stack(list(images.values())).to(device).float() / 255
+            names += [path for path, _ in images]
+            batch = torch.stack([image for _, image in images]).to(device).float() / 255
             with seeded(generator(0, "embed", first), device):  # for a randomised defense at inference
                 embeddings.append(embed_batch(ensemble, batch))
     if not names:
@@ -76,11 +77,11 @@ def embed_files(
 
 def _decode(
     files: Sequence[str], spec: EnsembleSpec, skipped: list[str], *, on_bad_image: Literal["error", "skip"]
-) -> dict[str, torch.Tensor]:
-    """Images by path, as the ensemble sees them, [C, H, W] uint8; bad ones are appended to ``skipped``."""
+) -> list[tuple[str, torch.Tensor]]:
+    """Paths and images, as the ensemble sees them, [C, H, W] uint8; bad ones are appended to ``skipped``."""
     channels, size, _ = spec.image_shape
     form = InferenceForm(spec.resize or size, size)
-    images = {}
+    images = []
     for path in files:
         try:
             image = form(decode_image(Path(path).read_bytes(), name=path, channels=3 if channels == 3 else 1))
@@ -89,11 +90,12 @@ def _decode(
                 raise DataError(f"{error}. Replace it, or give --skip-bad-images.") from error
             skipped.append(path)
         else:
-            images[path] = 255 - image if spec.inverted else image
+            images.append((path, 255 - image if spec.inverted else image))
     return images
 
 
 def _files(paths: Sequence[str]) -> list[str]:
+    """The image files that are meant, checked for what would be found out only when all is computed."""
     files: list[str] = []
     for path in map(Path, paths):
         if path.is_dir():
@@ -104,4 +106,9 @@ def _files(paths: Sequence[str]) -> list[str]:
             raise DataError(f"there is no image '{path}'")
     if not files:
         raise DataError(f"no files in {', '.join(paths)}")
+    for file in files:
+        try:
+            file.encode()
+        except UnicodeEncodeError as error:
+            raise DataError(f"the path {file!r} is not UTF-8, which Parquet's strings are; rename the file") from error
     return files

@@ -119,12 +119,12 @@ class Folder:
         return bool(self._info(name).type != fs.FileType.NotFound)
 
     def names(self) -> list[str]:
-        """Sorted names of the files and folders directly inside; empty where the folder does not exist."""
-        selector = fs.FileSelector(self.path, allow_not_found=True)
-        try:
-            return sorted(info.base_name for info in self.filesystem.get_file_info(selector))
-        except OSError as error:
-            raise StorageError(f"cannot list '{self}': {reason(error)}") from error
+        """Sorted names of the files and folders directly inside; empty where the folder does not exist.
+
+        Raises:
+            StorageError: It cannot be listed.
+        """
+        return sorted(info.base_name for info in self._infos(recursive=False).values())
 
     def files(self) -> dict[str, FileStamp]:
         """All files at any depth, by their path below this folder, sorted; empty where the folder does not exist.
@@ -132,13 +132,7 @@ class Folder:
         Raises:
             StorageError: It cannot be listed.
         """
-        selector = fs.FileSelector(self.path, allow_not_found=True, recursive=True)
-        try:
-            infos = self.filesystem.get_file_info(selector)
-        except UnicodeDecodeError as error:
-            raise StorageError(f"cannot list '{self}': a file name in it is not UTF-8; rename the file") from error
-        except OSError as error:
-            raise StorageError(f"cannot list '{self}': {reason(error)}") from error
+        infos = self._infos(recursive=True).values()
         above = f"{self.path.rstrip('/')}/" if self.path else ""
         found = {info.path.removeprefix(above): FileStamp(info.size, info.mtime_ns) for info in infos if info.is_file}
         return dict(sorted(found.items()))
@@ -310,6 +304,16 @@ class Folder:
                 self.filesystem.delete_file(self.file(name))
         except OSError as error:
             raise StorageError(f"cannot delete '{self.child(name)}': {reason(error)}") from error
+
+    def _infos(self, *, recursive: bool) -> dict[str, fs.FileInfo]:
+        """By path, which is read here: pyarrow decodes a name only when it is asked for."""
+        selector = fs.FileSelector(self.path, allow_not_found=True, recursive=recursive)
+        try:
+            return {info.path: info for info in self.filesystem.get_file_info(selector)}
+        except UnicodeDecodeError as error:
+            raise StorageError(f"cannot list '{self}': a file name in it is not UTF-8; rename the file") from error
+        except OSError as error:
+            raise StorageError(f"cannot list '{self}': {reason(error)}") from error
 
     def _info(self, name: str) -> fs.FileInfo:
         try:

@@ -151,7 +151,7 @@ def test_one_configured_value_holds_for_all_channels() -> None:
     ("config", "channels", "message"),
     [
         (small("resnet18", mean=(0.1, 0.2)), 3, r"model\.mean must have 1 or 3 values here; got 2: \[0\.1, 0\.2\]"),
-        (small(std=(0.1, 0.2, 0.3)), 1, r"model\.std must have 1 or 1 values here; got 3"),
+        (small(std=(0.1, 0.2, 0.3)), 1, r"model\.std must have 1 value here; got 3"),
         (small("resnet18"), 2, r"backbone 'resnet18' takes images of 1 or 3 channels; the data have 2"),
     ],
 )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import struct
 from typing import Any, Literal
 
 import numpy as np
@@ -93,6 +94,54 @@ def test_a_float_image_is_refused_because_its_white_is_unknown() -> None:
         decode_image(encoded(Image.new("F", (2, 2), 0.5), "TIFF"), name="f.tif", channels=1)
     assert "'f.tif'" in one_line(error)
     assert "no known white" in one_line(error)
+
+
+def tiff(content: bytes, *, bits: int, photometric: int = 1, sample_format: int = 1) -> bytes:
+    """One row of two grey pixels, little-endian, with tags that Pillow cannot write."""
+    tags = {256: 2, 257: 1, 258: bits, 259: 1, 262: photometric, 273: 8, 277: 1, 278: 1, 279: len(content)}
+    tags[339] = sample_format
+    entries = b"".join(struct.pack("<HHII", tag, 4, 1, value) for tag, value in tags.items())
+    padded = content + b"\0" * (len(content) % 2)
+    return (
+        struct.pack("<2sHI", b"II", 42, 8 + len(padded)) + padded + struct.pack("<H", len(tags)) + entries + b"\0" * 4
+    )
+
+
+@pytest.mark.parametrize(
+    ("content", "grey"),
+    [
+        (tiff(b"\xff\xf0\x00", bits=12), [255, 0]),
+        (tiff(b"\x80\x08\x00", bits=12), [128, 128]),
+        (tiff(b"\x00\x00\xff\xff", bits=16, photometric=0), [255, 0]),
+        (tiff(b"\x00\x40\xff\xff", bits=16, photometric=0), [191, 0]),
+    ],
+    ids=["12 bits", "12 bits, half", "zero is white", "zero is white, a quarter"],
+)
+def test_grey_levels_of_a_tiff_are_on_the_scale_that_its_tags_say(content: bytes, grey: list[int]) -> None:
+    assert decoded(content, 1)[0, 0].tolist() == grey
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        encoded(Image.fromarray(np.array([[0, 255]], dtype=np.int32)), "TIFF"),
+        tiff(struct.pack("<II", 0, 255), bits=32),
+        tiff(b"\x00\x00\xff\x7f", bits=16, sample_format=2),
+        tiff(b"\x00\x7f", bits=8, sample_format=2),
+    ],
+    ids=["32 bits by Pillow", "32 bits", "16 bits, signed", "8 bits, signed"],
+)
+def test_a_tiff_of_32_bits_or_signed_is_refused_because_its_white_is_unknown(content: bytes) -> None:
+    with pytest.raises(DataError, match=r"'g\.tif': its pixel values have no known white") as error:
+        decode_image(content, name="g.tif", channels=1)
+    assert "with 8 or 16 bits, unsigned" in one_line(error)
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_a_transparent_level_of_16_bits_becomes_white_and_its_neighbours_do_not(channels: Literal[1, 3]) -> None:
+    levels = np.array([[1000, 1001, 0]], dtype=np.uint16)  # 1000 and 1001 are one level of 8 bits
+    content = encoded(Image.fromarray(levels), transparency=1000)
+    assert decoded(content, channels)[:, 0].tolist() == [[255, 4, 0]] * channels
 
 
 def noise_png() -> bytes:

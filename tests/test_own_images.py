@@ -69,11 +69,44 @@ def test_a_class_in_both_roots_is_named(tmp_path: Path) -> None:
     assert "1 is in both, e.g. 'b'" in message
 
 
+def test_a_class_in_both_roots_is_found_in_whichever_form_its_accents_are_written(tmp_path: Path) -> None:
+    write_files(tmp_path / "first", class_folders("a", "\N{LATIN SMALL LETTER E WITH ACUTE}1"))
+    write_files(tmp_path / "second", class_folders("e\N{COMBINING ACUTE ACCENT}1", "c"))
+    message = fault("folder", tmp_path / "first", test_root=str(tmp_path / "second"))
+    assert "1 is in both, e.g. '\N{LATIN SMALL LETTER E WITH ACUTE}1'" in message
+
+
 def test_other_files_hidden_ones_and_leftovers_of_systems_are_passed_over(own: Path) -> None:
     expected = source_of("folder", own).items
     others = ["notes.txt", "a/Thumbs.db", "a/.x.jpg", ".git/x/1.png", "__MACOSX/a/1.jpg", "b/1.npy", "b/.DS_Store"]
     write_files(own, dict.fromkeys(others, b""))
     assert source_of("folder", own).items == expected
+
+
+@pytest.mark.parametrize("way", ["up", "two links", "itself"])
+def test_a_link_to_a_folder_that_it_lies_in_is_named_and_not_followed(own: Path, way: str) -> None:
+    loop = own / "a/loop"
+    if way == "two links":
+        (own.parent / "beside").mkdir()
+        loop.symlink_to("../../beside")
+        loop /= "back"
+    loop.symlink_to({"up": "..", "two links": "../own", "itself": "."}[way])
+    assert f"'{loop}' is a link to a folder that it lies in" in fault("folder", own)
+
+
+def test_links_to_folders_and_files_elsewhere_are_followed_and_one_to_nowhere_is_named(own: Path) -> None:
+    write_files(own.parent / "elsewhere", class_folders("wren"))
+    (own / "linked").symlink_to("../elsewhere/wren")
+    (own / "a/more.JPG").symlink_to("../../elsewhere/wren/0.jpg")
+    (own / "a/notes.txt").symlink_to("nowhere.txt")
+    (own / "a/.hidden.jpg").symlink_to("nowhere.jpg")
+    items = {item.name: item.class_name for item in source_of("folder", own).items}
+    assert len(items) == 8 * 3 + 3 + 1
+    assert (items["linked/0.jpg"], items["a/more.JPG"]) == ("linked", "a")
+    for target in ("nowhere.jpg", "gone.jpg"):  # there is no such file; a link to itself
+        (own / "b/gone.jpg").symlink_to(target)
+        assert f"'{own}/b/gone.jpg' is a link that leads nowhere" in fault("folder", own)
+        (own / "b/gone.jpg").unlink()
 
 
 def test_suffixes_are_known_in_any_case(tmp_path: Path) -> None:

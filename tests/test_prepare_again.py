@@ -16,7 +16,7 @@ from eat_dist.data.prepare import PART_IMAGES, prepare
 from eat_dist.data.shard_format import MANIFEST, read_manifest
 from eat_dist.errors import DataError, StorageError
 from eat_dist.storage import Folder
-from small_sources import encoded, few_files, flip_byte, one_line, picture, source_of, start, unreadable
+from small_sources import encoded, few_files, flip_byte, one_line, picture, source_of, start, unreadable, write_files
 
 
 def names(path: Path) -> list[str]:
@@ -73,6 +73,41 @@ def test_a_folder_with_other_files_is_refused_and_left_alone(tmp_path: Path) -> 
     assert names(tmp_path) == ["part-00000-of-mine.parquet"]
 
 
+WEB_APP = b'{"name": "birds", "icons": []}'
+
+
+@pytest.mark.parametrize("overwrite", [False, True])
+@pytest.mark.parametrize(
+    "files",
+    [
+        {MANIFEST: WEB_APP},
+        {MANIFEST: WEB_APP, "index.html": b"<html>"},
+        {MANIFEST: WEB_APP, "part-00000.parquet": b"mine"},
+        {MANIFEST: b"[1, 2]"},
+        {MANIFEST: b"Contents:"},
+    ],
+    ids=["alone", "with a page", "with a part", "a list", "text"],
+)
+def test_a_manifest_of_another_program_is_refused_and_left_alone(
+    tmp_path: Path, files: dict[str, bytes], overwrite: bool
+) -> None:
+    write_files(tmp_path, files)
+    with pytest.raises(StorageError, match=r"holds other files than shards, e\.g\. 'manifest\.json'") as error:
+        prepare(source_of(few_files()), Folder.at(tmp_path), overwrite=overwrite)
+    assert "--overwrite" not in one_line(error)
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == files
+
+
+def test_shards_with_a_foreign_file_beside_them_are_used_but_not_replaced(tmp_path: Path) -> None:
+    files, out = few_files(), Folder.at(tmp_path)
+    manifest = prepare(source_of(files), out)
+    write_files(tmp_path, {"notes.txt": b"mine"})
+    assert prepare(source_of(files), out) == manifest
+    with pytest.raises(StorageError, match=r"holds other files than shards, e\.g\. 'notes\.txt'"):
+        prepare(source_of(few_files(4)), out, overwrite=True)
+    assert read_manifest(out) == manifest
+
+
 @pytest.fixture
 def two_parts(tmp_path: Path) -> tuple[Path, dict[str, bytes]]:
     """Shards of 300 images in parts of 256 and 44, with times that a rewritten file cannot have."""
@@ -124,6 +159,20 @@ def test_parts_with_skipped_images_are_tried_again_and_the_others_kept(tmp_path:
     os.utime(tmp_path / "part-00000.parquet", (1, 1))
     assert prepare(healed, out, on_bad_image="error").skipped == ()
     assert rewritten(tmp_path) == ["part-00001.parquet"]
+
+
+def test_where_a_skipped_image_is_an_error_the_shards_without_it_stay_for_whom_it_is_none(tmp_path: Path) -> None:
+    files, out = few_files(), Folder.at(tmp_path)
+    bad = "train/ant/1.png"
+    broken = source_of(files | {bad: b"bad"})
+    manifest = prepare(broken, out, on_bad_image="skip")
+    before = {path.name: path.stat().st_mtime_ns for path in tmp_path.iterdir()}
+    with pytest.raises(DataError) as error:
+        prepare(broken, out, on_bad_image="error")
+    assert f"'{bad}': not a PNG" in one_line(error)
+    assert f"({len(files) - 1} others were checked)" in one_line(error)
+    assert {path.name: path.stat().st_mtime_ns for path in tmp_path.iterdir()} == before
+    assert prepare(source_of(files | {bad: b"bad"}, read=unreadable), out, on_bad_image="skip") == manifest
 
 
 # Deaths and company

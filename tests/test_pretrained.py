@@ -6,6 +6,7 @@ import functools
 import hashlib
 import http.server
 import io
+import re
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -143,6 +144,48 @@ def test_weights_of_another_architecture_are_refused_and_nothing_is_loaded(tmp_p
     assert all(torch.equal(tensor, before[name]) for name, tensor in cpu_state(backbone).items())
 
 
+def changed(state: State, name: str, value: float) -> State:
+    tensor = state[name].clone()
+    tensor.view(-1)[-1] = value
+    return state | {name: tensor}
+
+
+UNUSABLE: dict[str, tuple[Callable[[State], Any], str]] = {
+    "integers": (
+        lambda state: {name: (tensor * 100).to(torch.int8) for name, tensor in state.items()},
+        r"no network computes with: 10 not floating-point \(blocks\.0\.weight, .*, …\)\.",
+    ),
+    "NaN": (
+        lambda state: changed(state, "blocks.1.bias", float("nan")),
+        r"no network computes with: 1 not finite \(blocks\.1\.bias\)\.",
+    ),
+    "too large": (
+        lambda state: changed(state | {"blocks.1.bias": state["blocks.1.bias"].double()}, "blocks.1.bias", 1e300),
+        r"no network computes with: 1 not finite \(blocks\.1\.bias\)\.",
+    ),
+    "with and without module.": (
+        lambda state: state | {"module.blocks.0.weight": state["blocks.0.weight"] + 1},
+        r"with and without 'module\.', 1 under both names \(blocks\.0\.weight\)\. Save only those",
+    ),
+    "two state dicts": (
+        lambda state: {"state_dict": state, "model": {name: tensor + 1 for name, tensor in state.items()}},
+        r"holds one state dict under 'state_dict' and another under 'model'\. Save only the one",
+    ),
+}
+
+
+@pytest.mark.parametrize("fault", UNUSABLE)
+def test_numbers_that_mean_nothing_and_weights_of_two_meanings_are_refused(tmp_path: Path, fault: str) -> None:
+    change, message = UNUSABLE[fault]
+    backbone = built(small()).backbone
+    before = {name: tensor.clone() for name, tensor in cpu_state(backbone).items()}
+    location = as_torch(change(cpu_state(built(small(), seed=1).backbone)), tmp_path)
+    with pytest.raises(StorageError, match=message) as caught:
+        load_backbone_weights(backbone, small(weights=location))
+    assert "\n" not in str(caught.value)
+    assert all(torch.equal(tensor, before[name]) for name, tensor in cpu_state(backbone).items())
+
+
 class Trap:
     """Leaves a file behind when it is unpickled."""
 
@@ -240,6 +283,20 @@ def test_published_weights_are_downloaded_once_and_checked(tmp_path: Path, serve
     assert (tmp_path / "cache/hub/checkpoints" / name).exists()
 
 
+def test_urls_that_end_in_one_name_are_different_files(tmp_path: Path, server: str) -> None:
+    for seed, version in enumerate(("v1", "v2")):
+        (tmp_path / "published" / version).mkdir()
+        state = cpu_state(built(small(), seed=seed).backbone)
+        save_file(state, tmp_path / "published" / version / "model.safetensors")
+        for query in ("", "?download=true"):  # no part of the name that says what format it is
+            url = f"{server}/{version}/model.safetensors{query}"
+            loaded = cpu_state(built(small(weights=url)).backbone)
+            assert torch.equal(loaded["blocks.0.weight"], state["blocks.0.weight"])
+    cached = [file.name for file in (tmp_path / "cache/hub/checkpoints").iterdir()]
+    assert len(cached) == 4
+    assert all(name.endswith("-model.safetensors") for name in cached)
+
+
 def test_a_download_with_another_checksum_is_refused_and_not_kept(tmp_path: Path, server: str) -> None:
     _, name = publish(tmp_path, honest=False)
     with pytest.raises(StorageError, match=r'invalid hash value \(expected "00000000"'):
@@ -251,14 +308,19 @@ def test_a_download_with_another_checksum_is_refused_and_not_kept(tmp_path: Path
 def test_without_the_network_the_message_says_what_to_download_and_where_to_put_it(
     tmp_path: Path, server: str, fault: str
 ) -> None:
+    state = cpu_state(built(small(), seed=1).backbone)
     url = f"{server}/absent.pth" if fault == "no such file" else "http://127.0.0.1:1/absent.pth"
     expected = (
-        f"cannot download {url} (.*). Download it elsewhere, then set model.weights to the file's path or put the file "
-        f"into {tmp_path / 'cache/hub/checkpoints'}."
+        rf"cannot download {url} \(.*\)\. Download it elsewhere, then set model\.weights to the file's path or save it "
+        rf"as ({tmp_path}/cache/hub/checkpoints/.*-absent\.pth)\.$"
     )
     with pytest.raises(StorageError, match=expected) as caught:
         built(small(weights=url))
     assert "\n" not in str(caught.value)
+    place = re.search(expected, str(caught.value))
+    assert place is not None
+    Path(as_torch(state, tmp_path)).rename(place.group(1))  # as the message says
+    assert torch.equal(cpu_state(built(small(weights=url)).backbone)["blocks.0.weight"], state["blocks.0.weight"])
 
 
 def test_credentials_in_a_url_are_refused_and_not_repeated() -> None:

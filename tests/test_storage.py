@@ -136,6 +136,16 @@ def test_names_of_a_file_are_an_error_that_names_it(tmp_path: Path) -> None:
         Folder.at(tmp_path / "file").names()
 
 
+@pytest.mark.parametrize("listing", [Folder.names, Folder.files])
+def test_a_file_name_that_is_not_utf_8_is_an_error_of_one_line(
+    tmp_path: Path, listing: Callable[[Folder], object]
+) -> None:
+    Path(os.fsdecode(bytes(tmp_path / "gr") + b"\xfc\xdf.png")).write_bytes(b"")  # as Latin-1 writes it
+    with pytest.raises(StorageError, match=f"^cannot list '{tmp_path}': a file name in it is not UTF-8") as caught:
+        listing(Folder.at(tmp_path))
+    assert "\n" not in str(caught.value)
+
+
 def test_deleting_takes_files_and_whole_folders_and_does_not_mind_missing_ones(tmp_path: Path) -> None:
     folder = Folder.at(tmp_path / "run")
     for name in ("a/one", "a/two", "b", "c"):

@@ -67,8 +67,9 @@ def prepare(
 
     Raises:
         DataError: An image is bad; or ``out`` holds other shards or a damaged manifest and ``overwrite`` is false.
-        StorageError: Something cannot be read or written.
+        StorageError: Something cannot be read or written; or ``out`` holds other files than shards.
     """
+    _check_manifest(out)
     plan = _Plan.of(source, image_size)
     if not overwrite and (manifest := _finished(out, plan, on_bad_image)):
         return manifest
@@ -159,18 +160,49 @@ def _finished(out: Folder, plan: _Plan, on_bad_image: str) -> Manifest | None:
         elif manifest.stored_shorter_side != plan.image_size:
             held = f"with image size {manifest.stored_shorter_side or 'as in the original files'}"
         raise DataError(f"'{out}' holds shards {held}. Choose another folder, or replace them with --overwrite.")
-    # Lost parts are made again, and what was skipped is tried again where it is an error.
-    if find_faults(out, manifest) or (manifest.skipped and on_bad_image == "error"):
+    if find_faults(out, manifest):  # lost parts are made again
+        return None
+    if manifest.skipped and on_bad_image == "error":
+        _try_skipped(plan, manifest)
         return None
     return manifest
 
 
+def _try_skipped(plan: _Plan, manifest: Manifest) -> None:
+    """Stop at a skipped image that is bad still, while the shards are whole: a run that skips it may use them.
+
+    Raises:
+        DataError: There is one.
+    """
+    names = {skipped.name for skipped in manifest.skipped}
+    again = [image for part in plan.parts for image in part.images if image[0].name in names]
+    for healed, image in enumerate(again):
+        if isinstance(found := load_row(plan.source, plan.image_size, image), Skipped):
+            raise bad_image(found.reason, checked=sum(manifest.images.values()) + healed)
+
+
+def _check_manifest(out: Folder) -> None:
+    """Refuse a folder whose manifest is another program's. Ours may be damaged: mending it is what is asked for."""
+    if not out.exists(MANIFEST):
+        return
+    try:
+        content = json.loads(out.read(MANIFEST))
+        ours = isinstance(content, dict) and not content.keys().isdisjoint({"eat_dist", "made_from"})
+    except ValueError:
+        ours = any(name != MANIFEST and _OWN_NAME.fullmatch(name) for name in out.names())
+    if not ours:
+        raise _foreign(out, MANIFEST)
+
+
 def _check_own(out: Folder) -> None:
     """Refuse a folder that holds something else, which might be named as parts are."""
-    names = [name for name in out.names() if not name.startswith(".")]
-    foreign = next((name for name in names if not _OWN_NAME.fullmatch(name)), None)
-    if foreign is not None and MANIFEST not in names:
-        raise StorageError(f"'{out}' holds other files than shards, e.g. '{foreign}'. Choose an empty or a new folder.")
+    for name in out.names():
+        if not (name.startswith(".") or _OWN_NAME.fullmatch(name)):
+            raise _foreign(out, name)
+
+
+def _foreign(out: Folder, name: str) -> StorageError:
+    return StorageError(f"'{out}' holds other files than shards, e.g. '{name}'. Choose an empty or a new folder.")
 
 
 @contextmanager

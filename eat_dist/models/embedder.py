@@ -130,7 +130,8 @@ def build_embedder(config: ModelConfig, *, in_channels: int, generator: torch.Ge
 def _in_pixels(name: str, values: tuple[float, ...], form: InputForm, channels: int) -> torch.Tensor:
     """A mean or std for pixels in [0, 1] and channels as the images have them, [1, channels, 1, 1]."""
     if len(values) not in (1, channels):
-        raise ConfigError(f"model.{name} must have 1 or {channels} values here; got {len(values)}: {list(values)}")
+        expected = "1 value" if channels == 1 else f"1 or {channels} values"
+        raise ConfigError(f"model.{name} must have {expected} here; got {len(values)}: {list(values)}")
     scaled = [value / form.scale for value in values] * (channels // len(values))
     if form.bgr:
         scaled.reverse()

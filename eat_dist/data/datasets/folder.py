@@ -31,8 +31,8 @@ def folder(config: DataConfig) -> Source:
     hidden (``.…``) or in ``__MACOSX``.
 
     Raises:
-        DataError: No images, an image outside any class folder, too few classes, a class in both roots, or a damaged
-            archive.
+        DataError: No images, an image outside any class folder, too few classes, a class in both roots, a damaged
+            archive, an image that is a link to nowhere, or a link to a folder that it lies in.
     """
     root = data_root(config, holds="a folder (or a zip) with a folder of images for each class")
     files, class_of = _images(root)
@@ -67,7 +67,7 @@ def _images(root: Folder) -> tuple[Files, dict[str, str]]:
         archive = Archive(*Folder.of_file(str(root)))
         files = Files(archive.files(), archive.read)
     elif root.exists():
-        files = Files.of_folder(root)
+        files = Files.of_folder(root, is_wanted=_is_image)
     else:
         raise DataError(f"there is no folder '{root}'. Set data.root and data.test_root to where the images are.")
     paths = [name for name in files.stamps if _is_image(name)]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -29,11 +30,20 @@ class Files:
     read: Callable[[str], bytes]
 
     @classmethod
-    def of_folder(cls, folder: Folder) -> Files:
-        """All files at any depth in ``folder``.
+    def of_folder(cls, folder: Folder, *, is_wanted: Callable[[str], bool] = lambda path: False) -> Files:
+        """All files at any depth in ``folder``, also behind links.
 
         A file that cannot be read (no permission, no network) raises StorageError: it is not a bad image to be skipped.
+
+        Args:
+            folder: Where they are.
+            is_wanted: Of a path below it: whether it must be a file, and is not to be passed over if it is none.
+
+        Raises:
+            DataError: A link leads to a folder that it lies in; or a wanted path is no file, as a link to nowhere.
         """
+        if folder.is_local and folder.exists():
+            _check_links(folder.path, "", is_wanted, frozenset())
         return cls(folder.files(), folder.read)
 
     def under(self, prefix: str) -> Files:
@@ -49,6 +59,31 @@ class Files:
             {**self.stamps, **other.stamps},
             lambda name: (other if name in other.stamps else self).read(name),
         )
+
+
+def _check_links(path: str, below: str, is_wanted: Callable[[str], bool], above: frozenset[tuple[int, int]]) -> None:
+    """Walk what pyarrow is about to list: it follows a circle of links forty times, and leaves out what leads nowhere.
+
+    Args:
+        path: A folder.
+        below: The same below the dataset's root, empty or with a ``/`` at its end.
+        is_wanted: As of :meth:`Files.of_folder`.
+        above: Device and number of the folders on the way to it, which a path alone does not tell behind links.
+    """
+    try:
+        state = os.stat(path)
+        entries = list(os.scandir(path))
+    except OSError:  # the listing says what is wrong
+        return
+    here = (state.st_dev, state.st_ino)
+    if here in above:
+        raise DataError(f"{path!r} is a link to a folder that it lies in: its files are there already. Remove it.")
+    for entry in entries:
+        if os.path.isdir(entry.path) if entry.is_symlink() else entry.is_dir():
+            _check_links(entry.path, f"{below}{entry.name}/", is_wanted, above | {here})
+        elif is_wanted(below + entry.name) and not os.path.isfile(entry.path):
+            what = "a link that leads nowhere" if entry.is_symlink() else "no file"
+            raise DataError(f"{entry.path!r} is {what}. Mend or remove it.")
 
 
 def data_root(config: DataConfig, *, holds: str) -> Folder:
