@@ -320,7 +320,7 @@ def complete_run(path: Path, **changes: Any) -> Folder:
 
 
 # Without the parts that are drawn: it takes a second where a whole page takes ten.
-BARE: dict[str, Any] = {"curves": [], "fractions_table": [], "ladder": []}
+BARE: dict[str, Any] = {"curves": [], "epsilons": [], "fractions_table": [], "ladder": []}
 # With one drawing of each kind.
 SHORT: dict[str, Any] = {
     "curves": [point for point in evaluation()["curves"] if point["objective"] == "displacement"][:2],

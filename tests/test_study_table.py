@@ -156,7 +156,7 @@ def test_runs_that_were_not_measured_alike_have_no_best_and_no_differences(tmp_p
 
     assert comparison.best(R1) is None
     assert comparison.difference(row(comparison, "eat"), R1) is None
-    assert "the runs differ in epsilon" in markdown(study)
+    assert "the runs differ in ε" in markdown(study)
 
 
 def test_each_dataset_is_compared_by_itself(tmp_path: Path) -> None:
