@@ -132,16 +132,21 @@ MISFITS: dict[str, tuple[Callable[[State], State], str]] = {
 }
 
 
-@pytest.mark.parametrize("misfit", MISFITS)
-def test_weights_of_another_architecture_are_refused_and_nothing_is_loaded(tmp_path: Path, misfit: str) -> None:
-    change, message = MISFITS[misfit]
+def assert_refused(change: Callable[[State], Any], message: str, folder: Path) -> None:
+    """A changed file is refused in one line, and nothing of it is in the network."""
     backbone = built(small()).backbone
     before = {name: tensor.clone() for name, tensor in cpu_state(backbone).items()}
-    location = as_torch(change(cpu_state(built(small(), seed=1).backbone)), tmp_path)
-    with pytest.raises(StorageError, match=r"of another architecture than backbone 'convnet': " + message) as caught:
+    location = as_torch(change(cpu_state(built(small(), seed=1).backbone)), folder)
+    with pytest.raises(StorageError, match=message) as caught:
         load_backbone_weights(backbone, small(weights=location))
     assert "\n" not in str(caught.value)
     assert all(torch.equal(tensor, before[name]) for name, tensor in cpu_state(backbone).items())
+
+
+@pytest.mark.parametrize("misfit", MISFITS)
+def test_weights_of_another_architecture_are_refused_and_nothing_is_loaded(tmp_path: Path, misfit: str) -> None:
+    change, message = MISFITS[misfit]
+    assert_refused(change, r"of another architecture than backbone 'convnet': " + message, tmp_path)
 
 
 def changed(state: State, name: str, value: float) -> State:
@@ -177,13 +182,7 @@ UNUSABLE: dict[str, tuple[Callable[[State], Any], str]] = {
 @pytest.mark.parametrize("fault", UNUSABLE)
 def test_numbers_that_mean_nothing_and_weights_of_two_meanings_are_refused(tmp_path: Path, fault: str) -> None:
     change, message = UNUSABLE[fault]
-    backbone = built(small()).backbone
-    before = {name: tensor.clone() for name, tensor in cpu_state(backbone).items()}
-    location = as_torch(change(cpu_state(built(small(), seed=1).backbone)), tmp_path)
-    with pytest.raises(StorageError, match=message) as caught:
-        load_backbone_weights(backbone, small(weights=location))
-    assert "\n" not in str(caught.value)
-    assert all(torch.equal(tensor, before[name]) for name, tensor in cpu_state(backbone).items())
+    assert_refused(change, message, tmp_path)
 
 
 class Trap:
