@@ -193,7 +193,10 @@ def run_together(works: Sequence[Callable[[], Any]], board: Board) -> list[Any]:
     with ThreadPoolExecutor(len(works), thread_name_prefix="member") as threads:
         try:
             ends = [threads.submit(run, work) for work in works]
-            wait(ends)
+            # With a timeout, for a signal that another thread takes, or that comes just before this one blocks, wakes
+            # nobody: Python would call its handler when the run is over.
+            while wait(ends, timeout=0.5).not_done:
+                pass
         except BaseException as stop:  # Ctrl-C, SIGTERM as SystemExit: no member may go on when the lease is gone
             board.fail(stop)
             raise

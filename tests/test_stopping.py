@@ -34,7 +34,8 @@ def test_a_signal_stops_all_members_before_it_is_passed_on(number: signal.Signal
                 for iteration in range(10**9):
                     exchange.agree("iteration", iteration)
                     if (rank, iteration) == (1, 3):
-                        os.kill(os.getpid(), number)
+                        time.sleep(0.1)  # the main thread waits by now: a signal to this one wakes nobody
+                        signal.pthread_kill(threading.get_ident(), number)
             finally:
                 if rank == 0:  # the first that is waited for is in the middle of an iteration, and ends last
                     time.sleep(0.3)
