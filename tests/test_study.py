@@ -225,6 +225,18 @@ def test_figures_of_an_older_form_are_measured_again_before_they_are_compared(
     assert {run["status"] for run in state(again)["runs"]} == {"FINISHED"}
 
 
+def test_all_runs_that_cannot_be_used_are_named_at_once(again: Path) -> None:
+    runs = again / "study" / "runs"
+    names = sorted(here.name for here in runs.iterdir())
+    for name in names:
+        (runs / name / "summary.json").write_text("{")
+    with pytest.raises(StorageError) as refused:
+        go(again)
+    assert all(name in str(refused.value) for name in names)
+    assert f"({len(names) - 1} more cannot be used: " in str(refused.value)
+    assert "\n" not in str(refused.value)
+
+
 def test_seconds_that_are_not_on_record_are_not_taken_for_none_at_all(again: Path) -> None:
     shutil.rmtree(again / "study" / "runs" / "pgd_at-digits-s1" / "statistics")
     go(again)

@@ -139,7 +139,7 @@ class _Study:
 
     def _records(self, runs: Sequence[StudyRun]) -> dict[str, Record]:
         earlier = earlier_records(self.folder)
-        found = {}
+        found, unusable = {}, {}
         for run in runs:
             record, before = Record.of(run), earlier.get(run.name)
             if before is not None:
@@ -149,13 +149,17 @@ class _Study:
                 try:
                     record.finish(here, run.config)
                 except StorageError as error:
-                    raise StorageError(
+                    unusable[run.name] = (
                         f"run '{run.name}' is finished, but cannot be used: {error}. Measure it again with 'eat-dist "
                         f"evaluate {here.argument}', or delete its folder and it is trained again"
-                    ) from error
+                    )
             elif before is not None and before.status != "WAITING":
                 record.status = "INTERRUPTED"
             found[run.name] = record
+        if unusable:
+            first, *others = unusable
+            more = f" ({len(others)} more cannot be used: {', '.join(others)})" if others else ""
+            raise StorageError(unusable[first] + more)
         if gone := [name for name in earlier if name not in found]:
             self.console.warn(
                 f"{len(gone)} runs are no longer part of the study, and not in its table: {', '.join(gone)}"
